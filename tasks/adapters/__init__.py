@@ -1,0 +1,1 @@
+"""LoRA adapters as values: pairs, their products, other ranks, admission, PEFT files."""
