@@ -1,0 +1,1 @@
+"""A run on paper: keys, records, seeds, admission of manifests and the ledger."""

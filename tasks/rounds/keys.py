@@ -1,0 +1,103 @@
+"""The key grammar of the exchange bucket: the one place that spells an object's name.
+
+Every key depends only on (run, round, client, attempt), so a step that is repeated writes where it wrote before.
+Ids are checked here because some of them come from outside; nothing else may join text into a key.
+"""
+
+import re
+from dataclasses import dataclass
+
+from tasks.errors import ConfigError
+
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+MANIFEST = "manifest.json"
+FAILURE = "failure.json"
+UPDATE = "update.safetensors"
+
+
+def check_id(kind: str, value: str) -> str:
+    """Return an id that is safe inside a key.
+
+    Args:
+        kind: What the id names, for the message.
+        value: The id.
+
+    Raises:
+        ConfigError: It holds anything but lower-case letters, digits and dashes.
+    """
+    if not _ID.fullmatch(value):
+        raise ConfigError(
+            f"{kind} {value!r}",
+            "is not a usable id",
+            expected="1 to 100 of a-z, 0-9 and '-', no leading dash",
+        )
+    return value
+
+
+def run_spec(run_id: str) -> str:
+    """Key of the frozen description of a run."""
+    return f"runs/{check_id('run', run_id)}/run.json"
+
+
+@dataclass(frozen=True)
+class RoundKeys:
+    """Keys of one round.
+
+    Args:
+        run_id: The run.
+        round_index: 0 for the initial adapter, trained rounds from 1.
+    """
+
+    run_id: str
+    round_index: int
+
+    @property
+    def root(self) -> str:
+        """Prefix of all the round's objects, without a trailing slash."""
+        return f"runs/{check_id('run', self.run_id)}/rounds/{self.round_index:06d}"
+
+    @property
+    def plan(self) -> str:
+        """Who is invited, at which rank, with which nonce."""
+        return f"{self.root}/plan.json"
+
+    @property
+    def collection(self) -> str:
+        """Which updates count, fixed before they are aggregated."""
+        return f"{self.root}/collection.json"
+
+    @property
+    def record(self) -> str:
+        """The round's commit point."""
+        return f"{self.root}/record.json"
+
+    def share(self, rank: int) -> str:
+        """What clients of this rank download."""
+        return f"{self.root}/downlink/rank-{rank}.safetensors"
+
+    @property
+    def uplinks(self) -> str:
+        """Prefix of everything that clients wrote."""
+        return f"{self.root}/uplink/"
+
+    def uplink(self, client_id: str, attempt: int, name: str) -> str:
+        """One file of one attempt of one client."""
+        return f"{self.uplinks}{check_id('client', client_id)}/{attempt}/{name}"
+
+    def adapter(self, name: str) -> str:
+        """One file of the round's global adapter."""
+        return f"{self.root}/global/{name}"
+
+    def quarantine(self, client_id: str, attempt: int) -> str:
+        """Why an update was refused."""
+        return (
+            f"runs/{check_id('run', self.run_id)}/quarantine/{self.round_index:06d}/"
+            f"{check_id('client', client_id)}/{attempt}.json"
+        )
+
+    def parse_uplink(self, key: str) -> tuple[str, int, str] | None:
+        """Split an uplink key into client, attempt and file name; None when it is not one of ours."""
+        parts = key.removeprefix(self.uplinks).split("/")
+        if not key.startswith(self.uplinks) or len(parts) != 3 or not parts[1].isdecimal():
+            return None
+        return parts[0], int(parts[1]), parts[2]

@@ -1,0 +1,307 @@
+"""What the server and its clients write down about a run: plain values, canonical JSON, nothing that computes.
+
+Records are `msgspec` structs: frozen, strict about unknown fields and types (manifests come from outside), with keys
+sorted on encoding so that equal records have equal bytes and therefore equal digests.
+"""
+
+import hashlib
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from tasks.errors import IntegrityError
+from tasks.rounds.ledger import LedgerLine
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Outcome = Literal["initial", "committed", "degraded", "failed"]
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything written as JSON."""
+
+
+class RunSpec(Record, kw_only=True):
+    """A run as it was started; never changes.
+
+    Args:
+        run_id: The run.
+        config: The full experiment config.
+        base_digest: SHA-256 of the base model's weights.
+        code_version: Version of Rankweave that started it.
+        created_at: When, ISO 8601 in UTC.
+    """
+
+    run_id: str
+    config: dict[str, Any]
+    base_digest: Digest
+    code_version: str
+    created_at: str
+
+
+class Share(Record, kw_only=True):
+    """What clients of one rank download.
+
+    Args:
+        key: Its object.
+        sha256: Its digest.
+        num_bytes: Its size [bytes].
+        ranks: Module path -> rank.
+    """
+
+    key: str
+    sha256: Digest
+    num_bytes: Count
+    ranks: dict[str, int]
+
+
+class Invitation(Record, kw_only=True):
+    """One client's part in a round.
+
+    Args:
+        client_id: Who.
+        rank: Its rank, which names its share.
+        nonce: What its update must repeat.
+        pool: Work pool that runs it, "inline" for the server's own process.
+    """
+
+    client_id: str
+    rank: int
+    nonce: str
+    pool: str
+
+
+class RoundPlan(Record, kw_only=True):
+    """A round as it was planned.
+
+    Args:
+        run_id: The run.
+        round_index: The round.
+        base_digest: The base model all clients must hold.
+        global_sha256: The global adapter the shares were cut from.
+        invitations: One per client, by client id.
+        shares: Rank (as text) -> what clients of that rank download.
+        uplink_codec: How updates are encoded.
+        downlink_codec: How shares are encoded.
+        quorum: Fewest accepted updates for a valid round.
+    """
+
+    run_id: str
+    round_index: int
+    base_digest: Digest
+    global_sha256: Digest
+    invitations: tuple[Invitation, ...]
+    shares: dict[str, Share]
+    uplink_codec: str
+    downlink_codec: str
+    quorum: int
+
+    def share_of(self, invitation: Invitation) -> Share:
+        """Return what this client downloads."""
+        return self.shares[str(invitation.rank)]
+
+
+class UpdateManifest(Record, kw_only=True):
+    """A client's claim about its update, written last: it is the commit of the upload.
+
+    Args:
+        run_id: The run.
+        round_index: The round.
+        client_id: Who.
+        attempt: Which try, from 1.
+        nonce: Repeats the invitation's.
+        base_digest: The base model it trained on.
+        share_sha256: The share it started from.
+        update_sha256: Digest of its update's bytes.
+        update_bytes: Their size [bytes].
+        num_examples: What its weight rests on.
+        num_steps: Optimiser steps taken.
+        training_s: Time in the training loop [s].
+        downlink_bytes: What it downloaded for this attempt, its plan and its share [bytes].
+        metrics: Its own figures, e.g. loss and validation accuracy.
+    """
+
+    run_id: str
+    round_index: int
+    client_id: str
+    attempt: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    nonce: str
+    base_digest: Digest
+    share_sha256: Digest
+    update_sha256: Digest
+    update_bytes: Count
+    num_examples: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+    num_steps: Count
+    training_s: float
+    downlink_bytes: Count
+    metrics: dict[str, float]
+
+
+class ClientFailure(Record, kw_only=True):
+    """A client's word that it will send no update.
+
+    Args:
+        client_id: Who.
+        attempt: Which try.
+        reason: Name of the error.
+        detail: Its message.
+    """
+
+    client_id: str
+    attempt: int
+    reason: str
+    detail: str
+
+
+class Acceptance(Record, kw_only=True):
+    """An update that counts.
+
+    Args:
+        client_id: Who.
+        attempt: Which of its tries.
+        rank: Rank of the update.
+        manifest_sha256: Digest of its manifest.
+        update_sha256: Digest of its update.
+        num_examples: Examples it trained on.
+        update_norm: Norm of the change it makes to its share, over products.
+        training_s: Time in the training loop [s].
+        metrics: Its own figures.
+    """
+
+    client_id: str
+    attempt: int
+    rank: int
+    manifest_sha256: Digest
+    update_sha256: Digest
+    num_examples: int
+    update_norm: float
+    training_s: float
+    metrics: dict[str, float]
+
+
+class Refusal(Record, kw_only=True):
+    """An update that does not count, and why.
+
+    Args:
+        client_id: Who.
+        round_index: The round it was for.
+        attempt: Which try.
+        reason: Short name, e.g. "non-finite", "late", "wrong-rank".
+        detail: The whole sentence.
+    """
+
+    client_id: str
+    round_index: int
+    attempt: int
+    reason: str
+    detail: str
+
+
+class Collection(Record, kw_only=True):
+    """What came in, fixed before aggregation so that a resumed round aggregates the same updates.
+
+    Args:
+        accepted: Updates that count, by client id.
+        refused: Updates and clients that do not, late ones of the round before included.
+        missing: Invited clients that never answered.
+        ledger: Every object that moved.
+    """
+
+    accepted: tuple[Acceptance, ...]
+    refused: tuple[Refusal, ...]
+    missing: tuple[str, ...]
+    ledger: tuple[LedgerLine, ...]
+
+
+class RankChange(Record, kw_only=True):
+    """One decision of the rank scheduler.
+
+    Args:
+        client_id: Whose rank.
+        old: Before.
+        new: From the next round on.
+        reason: Why.
+    """
+
+    client_id: str
+    old: int
+    new: int
+    reason: str
+
+
+class RoundRecord(Record, kw_only=True):
+    """A round as it ended: the commit point, chained to the record before it.
+
+    Args:
+        run_id: The run.
+        round_index: The round; 0 holds the initial adapter.
+        outcome: How it ended.
+        global_sha256: The global adapter after it.
+        global_round: The round whose key holds that adapter (an earlier one when this round failed).
+        plan_sha256: Digest of the plan, empty for round 0.
+        collection_sha256: Digest of the collection, empty for round 0.
+        previous_sha256: Digest of the record before, empty for round 0.
+        collection: Who counted, who did not.
+        weights: Client id -> share of the aggregate.
+        ranks: Client id -> rank from the next round on.
+        rank_changes: What the scheduler changed.
+        metrics: Evaluation of the global adapter.
+        model_version: Registered version, 0 when none was published.
+        totals: Bytes of the run so far and of its counterfactuals.
+    """
+
+    run_id: str
+    round_index: int
+    outcome: Outcome
+    global_sha256: Digest
+    global_round: int
+    plan_sha256: str = ""
+    collection_sha256: str = ""
+    previous_sha256: str = ""
+    collection: Collection = Collection(accepted=(), refused=(), missing=(), ledger=())
+    weights: dict[str, float] = {}
+    ranks: dict[str, int]
+    rank_changes: tuple[RankChange, ...] = ()
+    metrics: dict[str, float] = {}
+    model_version: int = 0
+    totals: dict[str, int] = {}
+
+
+def encode(record: Record) -> bytes:
+    """Encode a record as canonical JSON: keys sorted, so equal records have equal bytes."""
+    return msgspec.json.encode(record, order="sorted")
+
+
+def decode(kind: type[R], data: bytes, subject: str) -> R:
+    """Decode a record, refusing anything that is not exactly one.
+
+    Args:
+        kind: Which record.
+        data: Its JSON.
+        subject: What to name in an error, usually the key.
+
+    Raises:
+        IntegrityError: Not JSON, unknown or missing fields, wrong types or out of bounds.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise IntegrityError(subject, f"is not a {kind.__name__}: {error}") from error
+
+
+def sha256(data: bytes) -> str:
+    """Return the digest that records name bytes by."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_digest(data: bytes, expected: str, subject: str) -> bytes:
+    """Return bytes that have the digest recorded for them.
+
+    Raises:
+        IntegrityError: They do not.
+    """
+    if (got := sha256(data)) != expected:
+        raise IntegrityError(subject, "bytes were altered", got=got, expected=expected)
+    return data
