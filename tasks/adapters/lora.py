@@ -159,7 +159,10 @@ def check_finite(adapter: LoraAdapter, subject: str) -> None:
     """
     named = [(f"{path} factor {name}", t) for path, p in adapter.pairs.items() for name, t in (("a", p.a), ("b", p.b))]
     for name, tensor in [*named, *adapter.dense.items()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A finite sum proves every entry finite, ten times cheaper than asking each; sums may overflow, so then ask.
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteUpdateError(
                 f"{subject}, tensor {name}",
                 "holds NaN or infinity",
