@@ -1,0 +1,1 @@
+"""How good an adapted model is: metrics on held-out examples."""
