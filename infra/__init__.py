@@ -1,0 +1,1 @@
+"""The outside: object stores, MLflow, settings, and how Prefect is used."""

@@ -23,7 +23,8 @@ BASE_FILE = "base.json"
 DEFAULT_MAX_NEW_TOKENS = 64
 
 # Written out, not inferred: MLflow would load the model in another process to find them, at every round.
-_REQUIREMENTS = ("rankweave", "torch", "peft", "transformers", "safetensors", "pandas", "pillow")
+# Rankweave's own requirements bring the rest; MLflow checks each name that stands here, at every round.
+_REQUIREMENTS = ("rankweave", "torch", "peft", "transformers")
 
 
 def adapter_digest(adapter_files: Mapping[str, bytes]) -> str:

@@ -98,7 +98,7 @@ def dirichlet(pool: Pool, rng: np.random.Generator, *, num_clients: int, alpha: 
     raise DataError(
         "data.partition",
         f"dirichlet left a client with fewer than {min_examples} examples in each of {MAX_DRAWS} draws",
-        got=f"alpha {alpha:g} (data.partition.alpha), {num_clients} clients (data.partition.num_clients), {sizes.sum()} examples",
+        got=f"data.partition.alpha {alpha:g}, data.partition.num_clients {num_clients}, {sizes.sum()} examples",
         remedy="raise data.partition.alpha, ask for fewer clients, or lower data.partition.min_examples",
     )
 

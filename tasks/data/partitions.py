@@ -172,5 +172,5 @@ def _check_sizes(spec: PartitionSpec, indices: Mapping[str, np.ndarray]) -> None
             f"{spec.name} over {len(indices)} clients gives client {client} too little",
             got=f"{len(indices[client])} examples",
             expected=f"at least {spec.min_examples} (data.partition.min_examples)",
-            remedy="ask for fewer clients (data.partition.num_clients), give more data, or lower data.partition.min_examples",
+            remedy="lower data.partition.num_clients, give more data, or lower data.partition.min_examples",
         )

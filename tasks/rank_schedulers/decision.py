@@ -52,8 +52,7 @@ def initial_ranks(clients: list[str], max_rank: int, fractions: list[float]) -> 
         Client id -> rank, at least 1, rounded half up.
     """
     return {
-        client: max(1, int(fractions[i % len(fractions)] * max_rank + 0.5))
-        for i, client in enumerate(sorted(clients))
+        client: max(1, int(fractions[i % len(fractions)] * max_rank + 0.5)) for i, client in enumerate(sorted(clients))
     }
 
 

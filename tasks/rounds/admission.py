@@ -18,7 +18,7 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
         attempt: The attempt under whose key the manifest lies.
 
     Raises:
-        UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share", "too-large".
+        UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share".
     """
     subject = f"client {invitation.client_id}, round {plan.round_index}, manifest"
     share = plan.share_of(invitation)

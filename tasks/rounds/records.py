@@ -23,7 +23,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of everything written as JSON."""
 
 
-class RunSpec(Record, kw_only=True):
+class RunSpec(Record, frozen=True, kw_only=True):
     """A run as it was started; never changes.
 
     Args:
@@ -41,7 +41,7 @@ class RunSpec(Record, kw_only=True):
     created_at: str
 
 
-class Share(Record, kw_only=True):
+class Share(Record, frozen=True, kw_only=True):
     """What clients of one rank download.
 
     Args:
@@ -57,7 +57,7 @@ class Share(Record, kw_only=True):
     ranks: dict[str, int]
 
 
-class Invitation(Record, kw_only=True):
+class Invitation(Record, frozen=True, kw_only=True):
     """One client's part in a round.
 
     Args:
@@ -73,7 +73,7 @@ class Invitation(Record, kw_only=True):
     pool: str
 
 
-class RoundPlan(Record, kw_only=True):
+class RoundPlan(Record, frozen=True, kw_only=True):
     """A round as it was planned.
 
     Args:
@@ -103,7 +103,7 @@ class RoundPlan(Record, kw_only=True):
         return self.shares[str(invitation.rank)]
 
 
-class UpdateManifest(Record, kw_only=True):
+class UpdateManifest(Record, frozen=True, kw_only=True):
     """A client's claim about its update, written last: it is the commit of the upload.
 
     Args:
@@ -139,7 +139,7 @@ class UpdateManifest(Record, kw_only=True):
     metrics: dict[str, float]
 
 
-class ClientFailure(Record, kw_only=True):
+class ClientFailure(Record, frozen=True, kw_only=True):
     """A client's word that it will send no update.
 
     Args:
@@ -155,7 +155,7 @@ class ClientFailure(Record, kw_only=True):
     detail: str
 
 
-class Acceptance(Record, kw_only=True):
+class Acceptance(Record, frozen=True, kw_only=True):
     """An update that counts.
 
     Args:
@@ -181,7 +181,7 @@ class Acceptance(Record, kw_only=True):
     metrics: dict[str, float]
 
 
-class Refusal(Record, kw_only=True):
+class Refusal(Record, frozen=True, kw_only=True):
     """An update that does not count, and why.
 
     Args:
@@ -199,7 +199,7 @@ class Refusal(Record, kw_only=True):
     detail: str
 
 
-class Collection(Record, kw_only=True):
+class Collection(Record, frozen=True, kw_only=True):
     """What came in, fixed before aggregation so that a resumed round aggregates the same updates.
 
     Args:
@@ -215,7 +215,7 @@ class Collection(Record, kw_only=True):
     ledger: tuple[LedgerLine, ...]
 
 
-class RankChange(Record, kw_only=True):
+class RankChange(Record, frozen=True, kw_only=True):
     """One decision of the rank scheduler.
 
     Args:
@@ -231,7 +231,7 @@ class RankChange(Record, kw_only=True):
     reason: str
 
 
-class RoundRecord(Record, kw_only=True):
+class RoundRecord(Record, frozen=True, kw_only=True):
     """A round as it ended: the commit point, chained to the record before it.
 
     Args:

@@ -24,7 +24,7 @@ class RunHandle:
     experiment: str
 
 
-class RunSummary(Record, kw_only=True):
+class RunSummary(Record, frozen=True, kw_only=True):
     """A run as it ended; what `rankweave run --json` prints.
 
     Args:

@@ -1,6 +1,7 @@
 """How a client trains: the numbers, the table of optimizers, and which device and precision they mean here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ class TrainingSpec:
         accumulation_steps: Batches per optimizer step.
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
+        cpu_threads: Threads of torch while training; 0 leaves them as they are. One is best for small networks, and
+            where several clients share the cores.
     """
 
     epochs: int = 1
@@ -41,6 +44,7 @@ class TrainingSpec:
     accumulation_steps: int = 1
     precision: str = "auto"
     device: str = "auto"
+    cpu_threads: int = 0
 
 
 def _adam(parameters: list[nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
@@ -104,3 +108,18 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
+
+
+@contextmanager
+def limited_threads(cpu_threads: int) -> Iterator[None]:
+    """Let the block use so many CPU threads of torch, then put the number back.
+
+    Args:
+        cpu_threads: How many; 0 changes nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(cpu_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -54,7 +54,7 @@ def test_bad_request_names_its_field(field, spec):
 def test_dirichlet_that_cannot_fill_every_client_says_what_to_change():
     message = refused(PartitionSpec("dirichlet", 20, alpha=0.001), labels=np.zeros(40, dtype=int))
     assert message.startswith("data.partition: dirichlet left a client with fewer than 1 examples")
-    assert "alpha 0.001 (data.partition.alpha), 20 clients (data.partition.num_clients)" in message
+    assert "data.partition.alpha 0.001, data.partition.num_clients 20" in message
     assert "raise data.partition.alpha" in message
 
 

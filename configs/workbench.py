@@ -1,0 +1,256 @@
+"""From a config to the values that training needs: data, partition, base model, LoRA.
+
+Built once per process and handed to the steps that need it, because it is heavy. A plain class, not a dataclass:
+Prefect walks through dataclasses it is given as arguments, and would walk through the data.
+"""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from configs.experiment import ExperimentConfig
+from tasks.adapters.lora import LoraAdapter
+from tasks.data.examples import Examples
+from tasks.data.partitions import Partition, PartitionSpec, partition
+from tasks.data.prepare import prepare_examples
+from tasks.data.sources import RawData, SourceSpec, read_source
+from tasks.errors import ConfigError
+from tasks.rank_schedulers import initial_ranks, module_ranks
+from tasks.rounds.seeds import derive_seed
+from tasks.training.adaptation import LoraSpec, adapted_modules, initial_adapter, peft_config
+from tasks.training.loop import TrainingSpec
+from tasks.training.models import BaseModel, BaseModelSpec, load_base
+
+TEXT_KINDS = {"sequence_classification", "causal_lm"}
+
+
+class Workbench:
+    """Everything a run needs in memory, loaded on first use.
+
+    Args:
+        config: The experiment.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+
+    def load(self) -> "Workbench":
+        """Load data and model now, so that what is wrong with them shows before anything is written.
+
+        Raises:
+            DataError: The data cannot be read or partitioned.
+            ModelError: The model cannot be loaded or adapted.
+        """
+        _ = self.train, self.test, self.partition, self.ceilings
+        return self
+
+    def frozen_config(self) -> dict[str, Any]:
+        """Return the config as plain values, without the field that only says how this process started."""
+        return self.config.model_dump(mode="json", exclude={"resume_run"})
+
+    def flat_config(self) -> dict[str, object]:
+        """Return the config as "section.field" -> value, as MLflow's parameters want it."""
+        return dict(_flatten("", self.frozen_config()))
+
+    # --- data ---
+
+    @cached_property
+    def raw(self) -> RawData:
+        """The data set as it was read."""
+        data, kind = self.config.data, self.config.model.kind
+        reads_text = kind in TEXT_KINDS
+        return read_source(
+            data.source,
+            SourceSpec(
+                location=data.location,
+                text_column=data.columns.text if reads_text else "",
+                text_pair_column=data.columns.text_pair if reads_text else "",
+                label_column="" if kind == "causal_lm" else data.columns.label,
+                prompt_column=data.columns.prompt if kind == "causal_lm" else "",
+                image_column="" if reads_text else data.columns.image,
+                train_split=data.train_split,
+                test_split=data.test_split,
+                test_fraction=data.test_frac,
+                limit=data.limit,
+                seed=derive_seed(self.config.seed, "data"),
+            ),
+        )
+
+    @cached_property
+    def train(self) -> Examples:
+        """What clients learn from, all of it."""
+        return self._prepare("train")
+
+    @cached_property
+    def test(self) -> Examples:
+        """What the server evaluates on."""
+        return self._prepare("test")
+
+    def _prepare(self, split: str) -> Examples:
+        return prepare_examples(
+            getattr(self.raw, split),
+            kind=self.config.model.kind,
+            processor=self.base.processor,
+            max_length=self.config.model.max_length,
+            input_shape=self.base.spec.input_shape,
+        )
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Which client holds which examples."""
+        return partition(
+            PartitionSpec(**self.config.data.partition.model_dump()),
+            labels=self.raw.train.labels,
+            columns=self.raw.train.columns,
+            seed=derive_seed(self.config.seed, "partition"),
+            num_examples=len(self.raw.train),
+        )
+
+    @property
+    def clients(self) -> list[str]:
+        """All client ids, sorted."""
+        return sorted(self.partition.indices)
+
+    def client_indices(self, client_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return a client's training and validation examples.
+
+        Args:
+            client_id: Who.
+
+        Returns:
+            Positions in `train`; the second array is empty unless a validation share is configured.
+
+        Raises:
+            ConfigError: There is no such client.
+        """
+        if client_id not in self.partition.indices:
+            raise ConfigError(
+                f"client {client_id!r}", "holds no data here", expected="one of " + ", ".join(self.clients)
+            )
+        indices = self.partition.indices[client_id]
+        rng = np.random.default_rng(derive_seed(self.config.seed, "validation", client_id))
+        held_out = int(len(indices) * self.config.training.validation_frac)
+        if self.config.training.validation_frac > 0 and len(indices) > 1:
+            held_out = max(1, held_out)
+        shuffled = rng.permutation(indices)
+        return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+    # --- model ---
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The frozen base model."""
+        model = self.config.model
+        is_own = model.kind in {"mlp", "cnn"}
+        return load_base(
+            BaseModelSpec(
+                kind=model.kind,
+                location=model.location,
+                revision=model.revision,
+                num_labels=len(self.raw.label_names),
+                label_names=self.raw.label_names,
+                input_shape=_image_shape(self.raw) if is_own else (),
+                hidden_sizes=tuple(model.hidden_sizes) if is_own else (),
+                seed=derive_seed(self.config.seed, "base"),
+            )
+        )
+
+    def base_spec_json(self) -> dict[str, Any]:
+        """Return the base model by reference, as the registry stores it."""
+        return asdict(self.base.spec)
+
+    @cached_property
+    def lora(self) -> LoraSpec:
+        """What is adapted."""
+        lora = self.config.model.lora
+        return LoraSpec(
+            target_modules=tuple(lora.target_modules),
+            alpha=lora.alpha,
+            use_rslora=lora.use_rslora,
+            dropout=lora.dropout,
+            bias=lora.bias,
+            modules_to_save=tuple(lora.modules_to_save),
+        )
+
+    @cached_property
+    def module_shapes(self) -> dict[str, tuple[int, int]]:
+        """Module path -> (O, I) of every adapted module."""
+        return adapted_modules(self.base, self.lora)
+
+    @cached_property
+    def ceilings(self) -> dict[str, int]:
+        """Module path -> its rank at the run's largest rank, never above what the layer allows."""
+        own = {entry.module: entry.max_rank for entry in self.config.ranks.module_ranks}
+        unknown = [name for name in own if not any(_names(name, path) for path in self.module_shapes)]
+        if unknown:
+            raise ConfigError(
+                "ranks.module_ranks",
+                f"no adapted module is called {', '.join(unknown)}",
+                expected="one of " + ", ".join(self.module_shapes),
+            )
+        wanted = {
+            path: next((rank for name, rank in own.items() if _names(name, path)), self.config.ranks.max_rank)
+            for path in self.module_shapes
+        }
+        return {path: min(wanted[path], *shape) for path, shape in self.module_shapes.items()}
+
+    def module_ranks(self, rank: int) -> dict[str, int]:
+        """Return the rank of every module for a client of this rank."""
+        return module_ranks(rank, self.config.ranks.max_rank, self.ceilings)
+
+    def initial_ranks(self) -> dict[str, int]:
+        """Return every client's rank in the first round."""
+        ranks = self.config.ranks
+        return initial_ranks(self.clients, ranks.max_rank, list(ranks.client_fractions))
+
+    def initial_adapter(self) -> LoraAdapter:
+        """Return the adapter of round 0: B = 0, so it changes nothing yet."""
+        return initial_adapter(self.base, self.lora, self.ceilings, seed=derive_seed(self.config.seed, "adapter"))
+
+    @cached_property
+    def dense_parameters(self) -> int:
+        """Numbers in the tensors that are trained whole."""
+        return sum(tensor.numel() for tensor in self.initial_adapter().dense.values())
+
+    def peft_config(self, adapter: LoraAdapter) -> dict[str, Any]:
+        """Return the adapter_config.json that an adapter is published with."""
+        return peft_config(self.base, self.lora, adapter)
+
+    @property
+    def training_spec(self) -> TrainingSpec:
+        """What a client does in a round."""
+        training, optimizer = self.config.training, self.config.training.optimizer
+        return TrainingSpec(
+            epochs=training.epochs,
+            max_steps=training.max_steps,
+            batch_size=training.batch_size,
+            accumulation_steps=training.accumulation_steps,
+            precision=training.precision,
+            device=training.device,
+            cpu_threads=training.cpu_threads,
+            optimizer=optimizer.name,
+            learning_rate=optimizer.learning_rate,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
+        )
+
+
+def _image_shape(raw: RawData) -> tuple[int, ...]:
+    """(C, H, W) of the first image; images without channels are grey."""
+    if raw.train.images is None:
+        return ()
+    first = np.asarray(raw.train.images[0])
+    return (1, *first.shape) if first.ndim == 2 else (first.shape[2], *first.shape[:2])
+
+
+def _names(name: str, path: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _flatten(prefix: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}" if prefix else key, inner)]
+    return [(prefix, value)]

@@ -1,0 +1,1 @@
+"""Stories: flows that read top to bottom, and the command line."""

@@ -1,0 +1,87 @@
+"""Several runs of one config, one field varied, side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from configs.experiment import ExperimentConfig
+from configs.loading import load_config
+from flows.console import ERR, as_text, result_table, run_experiment
+from infra.object_store import open_store
+from infra.run_store import read_records
+from infra.settings import read_settings
+from tasks.errors import ConfigError
+from tasks.rounds.summary import RunSummary
+
+
+def compare_runs(source: str, overrides: Sequence[str], *, vary: str, out: str) -> dict[str, Any]:
+    """Run a config once for each value of a field.
+
+    Args:
+        source: File or preset.
+        overrides: "a.b=c" each, for all runs.
+        vary: "a.b=c,d": the field and its values.
+        out: Folder for `quality-by-bytes.png`, `partition.png` and `comparison.json`.
+
+    Returns:
+        Summaries by value, and "text" to print.
+
+    Raises:
+        ConfigError: `vary` is not of that form, or a value does not fit.
+    """
+    variants = _variants(source, overrides, vary)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    summaries = {value: run_experiment(config, label=value) for value, config in variants.items()}
+    config = next(iter(variants.values()))
+    plot = _draw(folder, summaries, config)
+    figures = {value: msgspec.to_builtins(summary) for value, summary in summaries.items()}
+    (folder / "comparison.json").write_text(json.dumps(figures, indent=2, sort_keys=True), encoding="utf8")
+    ERR.print()
+    text = "\n".join([as_text(result_table(summaries)), "", *_where_to_look(summaries, plot)])
+    return {"runs": figures, "plot": str(plot), "text": text}
+
+
+def _variants(source: str, overrides: Sequence[str], vary: str) -> dict[str, ExperimentConfig]:
+    """Check all variants before the first one runs; each gets its own model in the registry."""
+    field, equals, values = vary.partition("=")
+    names = [value for value in values.split(",") if value]
+    if not equals or len(names) < 1:
+        raise ConfigError(f"--vary {vary}", "is not a field with values", expected="section.field=value,value")
+    base = load_config(source, overrides)
+    return {
+        name: load_config(source, [*overrides, f"{field}={name}", f"publishing.model_name={base.model_name}-{name}"])
+        for name in names
+    }
+
+
+def _draw(folder: Path, summaries: dict[str, RunSummary], config: ExperimentConfig) -> Path:
+    from configs.workbench import Workbench
+    from flows.run_page import curve
+    from tasks.data.picture import plot_partition
+    from tasks.evaluation.plots import quality_by_bytes
+
+    store = open_store(read_settings().store_url)
+    curves = {label: curve(read_records(store, s.run_id), config.metric) for label, s in summaries.items()}
+    path = folder / "quality-by-bytes.png"
+    path.write_bytes(quality_by_bytes(curves, config.metric))
+    bench = Workbench(config)
+    if bench.raw.train.labels is not None:
+        plot_partition(bench.partition, bench.raw.train.labels, bench.raw.label_names, folder / "partition.png")
+    return path
+
+
+def _where_to_look(summaries: dict[str, RunSummary], plot: Path) -> list[str]:
+    settings, first = read_settings(), next(iter(summaries.values()))
+    prefect = settings.prefect_api_url or f"PREFECT_HOME={settings.home.resolve() / 'prefect'} prefect server start"
+    return [
+        "Where to look",
+        f"  plot      {plot}",
+        f"  data      {plot.parent / 'partition.png'}",
+        f"  MLflow    {first.tracking_url}",
+        f"  Prefect   {prefect}",
+        f"  adapters  {first.store_url}",
+    ]

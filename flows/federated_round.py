@@ -1,0 +1,50 @@
+"""One round, from the plan to the record. Every step writes once and is adopted when the round is run again."""
+
+from prefect import flow
+
+from configs.workbench import Workbench
+from flows.dispatch import dispatch_clients
+from infra.engine import untagged_tasks
+from tasks.aggregate_updates import aggregate_updates
+from tasks.close_round import RoundResult, close_round
+from tasks.collect_updates import Patience, collect_updates
+from tasks.evaluate_adapter import evaluate_adapter
+from tasks.plan_round import plan_round
+from tasks.publish_adapter import publish_adapter
+from tasks.reschedule_ranks import reschedule_ranks
+from tasks.rounds.records import RoundRecord
+from tasks.rounds.summary import RunHandle
+
+
+@flow(name="federated-round", flow_run_name="round-{round_index:03d}", validate_parameters=False, persist_result=False)
+def federated_round(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workbench) -> RoundRecord:
+    """Run one federated round and record how it ended.
+
+    Args:
+        run: The run.
+        round_index: The round, from 1.
+        previous: The record of the round before.
+        bench: The run's data and model.
+
+    Returns:
+        The round's record.
+    """
+    with untagged_tasks():
+        return _steps(run, round_index, previous, bench)
+
+
+def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workbench) -> RoundRecord:
+    config = bench.config
+    planned = plan_round(run, round_index, previous, bench)
+    plan = planned.plan
+    dispatched = dispatch_clients(run, plan, planned.tickets, bench)
+    patience = Patience(config.cohort.deadline_s, config.cohort.grace_s)
+    collection = collect_updates(plan, run.store_url, dispatched, patience, num_rounds=config.rounds)
+    if len(collection.accepted) < plan.quorum:
+        return close_round(run, plan, collection, previous, bench, result=RoundResult())
+    candidate = aggregate_updates(plan, collection, previous, run.store_url, bench)
+    metrics = evaluate_adapter(plan, candidate, run.store_url, bench)
+    version = publish_adapter(run, plan, candidate, previous, bench)
+    decision = reschedule_ranks(plan, collection, metrics, previous, bench)
+    result = RoundResult(candidate.sha256, candidate.weights, metrics, version, decision)
+    return close_round(run, plan, collection, previous, bench, result=result)

@@ -1,0 +1,139 @@
+"""Verb: write the round's record, its commit point, and tell MLflow and whoever watches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prefect import task
+
+from configs.workbench import Workbench
+from infra.engine import task_options
+from infra.object_store import open_store
+from infra.progress import Progress, tell
+from infra.run_store import commit_record
+from infra.tracking import open_tracker
+from tasks.rank_schedulers import RankDecision
+from tasks.rounds.keys import RoundKeys
+from tasks.rounds.ledger import adapter_parameters, round_totals, saved_fraction
+from tasks.rounds.records import Collection, Outcome, RankChange, RoundPlan, RoundRecord, encode, sha256
+from tasks.rounds.summary import RunHandle
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round with quorum produced; the default is what a failed one leaves: nothing.
+
+    Args:
+        global_sha256: The new global adapter.
+        weights: Client id -> share of it.
+        metrics: Its evaluation.
+        model_version: Its version in the registry.
+        decision: Ranks of the next round.
+    """
+
+    global_sha256: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    model_version: int = 0
+    decision: RankDecision | None = None
+
+
+@task(name="close-round", task_run_name="close round {plan.round_index}", **task_options())
+def close_round(  # the record is where everything about a round comes together
+    run: RunHandle,
+    plan: RoundPlan,
+    collection: Collection,
+    previous: RoundRecord,
+    bench: Workbench,
+    *,
+    result: RoundResult,
+) -> RoundRecord:
+    """Commit the round's record and log it.
+
+    Args:
+        run: The run.
+        plan: The round's plan.
+        collection: Who counted and who did not.
+        previous: The record before; its adapter and ranks stay when the round failed.
+        bench: The run.
+        result: What the round produced.
+
+    Returns:
+        The record under the key.
+    """
+    committed = bool(result.global_sha256)
+    decision = result.decision
+    record = RoundRecord(
+        run_id=run.run_id,
+        round_index=plan.round_index,
+        outcome=_outcome(plan, collection, committed=committed),
+        global_sha256=result.global_sha256 or previous.global_sha256,
+        global_round=plan.round_index if committed else previous.global_round,
+        plan_sha256=sha256(encode(plan)),
+        collection_sha256=sha256(encode(collection)),
+        previous_sha256=sha256(encode(previous)),
+        collection=collection,
+        weights=dict(result.weights),
+        ranks=dict(decision.ranks) if decision else previous.ranks,
+        rank_changes=_rank_changes(previous.ranks, decision),
+        metrics=dict(result.metrics),
+        model_version=result.model_version or previous.model_version,
+        totals=_totals(plan, collection, previous, bench),
+    )
+    record = commit_record(open_store(run.store_url), RoundKeys(run.run_id, plan.round_index).record, record)
+    tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
+    tracker.log_round(record.round_index, _mlflow_metrics(record))
+    tell(_progress(record, plan, bench.config.rounds))
+    return record
+
+
+def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Outcome:
+    if not committed:
+        return "failed"
+    return "committed" if len(collection.accepted) == len(plan.invitations) else "degraded"
+
+
+def _rank_changes(before: Mapping[str, int], decision: RankDecision | None) -> tuple[RankChange, ...]:
+    if decision is None:
+        return ()
+    return tuple(
+        RankChange(client_id=client, old=before[client], new=decision.ranks[client], reason=reason)
+        for client, reason in sorted(decision.reasons.items())
+    )
+
+
+def _totals(plan: RoundPlan, collection: Collection, previous: RoundRecord, bench: Workbench) -> dict[str, int]:
+    dense, shapes = bench.dense_parameters, bench.module_shapes
+    return round_totals(
+        previous.totals,
+        collection.ledger,
+        full_parameters=bench.base.num_parameters,
+        max_rank_parameters=adapter_parameters(shapes, bench.ceilings, dense),
+        own_rank_parameters={
+            i.client_id: adapter_parameters(shapes, plan.share_of(i).ranks, dense) for i in plan.invitations
+        },
+    )
+
+
+def _mlflow_metrics(record: RoundRecord) -> dict[str, float]:
+    totals = {name: float(value) for name, value in record.totals.items()}
+    saved = {f"saved_{a}_frac": saved_fraction(record.totals, a) for a in ("full_fine_tuning", "max_rank", "no_codec")}
+    counts = {
+        "clients_accepted": float(len(record.collection.accepted)),
+        "clients_refused": float(len(record.collection.refused)),
+        "clients_missing": float(len(record.collection.missing)),
+    }
+    return {**record.metrics, **totals, **saved, **counts}
+
+
+def _progress(record: RoundRecord, plan: RoundPlan, num_rounds: int) -> Progress:
+    return Progress(
+        run_id=record.run_id,
+        round_index=record.round_index,
+        num_rounds=num_rounds,
+        stage="round",
+        clients_done=len(record.collection.accepted),
+        clients=len(plan.invitations),
+        outcome=record.outcome,
+        metrics=record.metrics,
+        moved_bytes=record.totals["uplink_bytes"] + record.totals["downlink_bytes"],
+    )

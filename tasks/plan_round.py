@@ -1,0 +1,105 @@
+"""Verb: decide who trains what in a round, and lay out the shares to download."""
+
+from prefect import task
+
+from configs.workbench import Workbench
+from infra.engine import task_options
+from infra.object_store import ObjectStore, commit, open_store
+from infra.run_store import commit_record, find_record, read_adapter
+from tasks.aggregators.table import aggregator
+from tasks.codecs.table import codec
+from tasks.cohorts.sampling import sample_cohort
+from tasks.rounds import keys
+from tasks.rounds.keys import RoundKeys
+from tasks.rounds.records import Invitation, RoundPlan, RoundRecord, Share, sha256
+from tasks.rounds.seeds import derive_nonce
+from tasks.rounds.steps import PlannedRound, Ticket
+from tasks.rounds.summary import RunHandle
+
+
+@task(name="plan-round", task_run_name="plan round {round_index}", **task_options())
+def plan_round(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workbench) -> PlannedRound:
+    """Invite a cohort and cut its shares, or adopt the plan an earlier try made.
+
+    Args:
+        run: The run.
+        round_index: The round to plan.
+        previous: The record of the round before.
+        bench: The run's data and model.
+
+    Returns:
+        The plan and the clients that still have to train.
+    """
+    store = open_store(run.store_url)
+    round_keys = RoundKeys(run.run_id, round_index)
+    plan = find_record(store, round_keys.plan, RoundPlan)
+    if plan is None:
+        plan = commit_record(store, round_keys.plan, _plan(store, round_keys, previous, bench))
+    return PlannedRound(plan, _pending(store, round_keys, plan))
+
+
+def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, bench: Workbench) -> RoundPlan:
+    config = bench.config
+    cohort = sample_cohort(
+        bench.clients,
+        cohort_size=config.cohort.cohort_size,
+        overshoot=config.cohort.overshoot,
+        round_index=round_keys.round_index,
+        seed=config.seed,
+    )
+    invitations = tuple(
+        Invitation(
+            client_id=client,
+            rank=previous.ranks[client],
+            nonce=derive_nonce(round_keys.run_id, round_keys.round_index, client),
+            pool=config.dispatch.mode,
+        )
+        for client in cohort
+    )
+    return RoundPlan(
+        run_id=round_keys.run_id,
+        round_index=round_keys.round_index,
+        base_digest=bench.base.digest,
+        global_sha256=previous.global_sha256,
+        invitations=invitations,
+        shares=_cut_shares(store, round_keys, previous, bench, sorted({i.rank for i in invitations})),
+        uplink_codec=config.exchange.uplink_codec,
+        downlink_codec=config.exchange.downlink_codec,
+        quorum=min(config.cohort.quorum, len(invitations)),
+    )
+
+
+def _cut_shares(
+    store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, bench: Workbench, ranks: list[int]
+) -> dict[str, Share]:
+    """Write one object per distinct rank, not per client."""
+    adapter = read_adapter(store, previous)
+    cut = aggregator(bench.config.aggregation.name).share
+    encode = codec(bench.config.exchange.downlink_codec).encode
+    shares = {}
+    for rank in ranks:
+        module_ranks = bench.module_ranks(rank)
+        data, _ = encode(cut(adapter, module_ranks), None, None)
+        key = round_keys.share(rank)
+        commit(store, key, data)
+        shares[str(rank)] = Share(key=key, sha256=sha256(data), num_bytes=len(data), ranks=module_ranks)
+    return shares
+
+
+def _pending(store: ObjectStore, round_keys: RoundKeys, plan: RoundPlan) -> tuple[Ticket, ...]:
+    if store.size(round_keys.collection) is not None:
+        return ()
+    attempts: dict[str, int] = {}
+    finished = set()
+    for found in store.list(round_keys.uplinks):
+        if (parsed := round_keys.parse_uplink(found.key)) is None:
+            continue
+        client, attempt, name = parsed
+        attempts[client] = max(attempts.get(client, 0), attempt)
+        if name == keys.MANIFEST:
+            finished.add(client)
+    return tuple(
+        Ticket(i.client_id, attempts.get(i.client_id, 0) + 1, i.pool)
+        for i in plan.invitations
+        if i.client_id not in finished
+    )

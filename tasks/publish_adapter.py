@@ -1,0 +1,57 @@
+"""Verb: register a round's global adapter as a model version and point `candidate` at it."""
+
+import json
+
+from prefect import task
+
+from configs.workbench import Workbench
+from infra.engine import task_options
+from infra.model_registry import CANDIDATE, open_registry
+from infra.object_store import open_store
+from infra.run_store import CONFIG, WEIGHTS
+from infra.tracking import open_tracker
+from tasks.rounds.keys import RoundKeys
+from tasks.rounds.records import RoundPlan, RoundRecord
+from tasks.rounds.steps import Candidate
+from tasks.rounds.summary import RunHandle
+
+
+@task(name="publish-adapter", task_run_name="publish round {plan.round_index}", **task_options())
+def publish_adapter(
+    run: RunHandle, plan: RoundPlan, candidate: Candidate, previous: RoundRecord, bench: Workbench
+) -> int:
+    """Register the candidate, or find the version that an earlier try registered.
+
+    Args:
+        run: The run.
+        plan: The round's plan.
+        candidate: What was aggregated.
+        previous: The record before, for the parent version.
+        bench: The run's model.
+
+    Returns:
+        The version number.
+    """
+    store, round_keys = open_store(run.store_url), RoundKeys(run.run_id, candidate.round_index)
+    files = {name: store.get(round_keys.adapter(name)) for name in (WEIGHTS, CONFIG)}
+    tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
+    registry = open_registry(run.tracking_uri)
+    name = bench.config.model_name
+    version = registry.publish(
+        name,
+        mlflow_run_id=tracker.mlflow_run_id,
+        round_index=candidate.round_index,
+        adapter_files=files,
+        base_spec=bench.base_spec_json(),
+        base_digest=bench.base.digest,
+        tags={
+            "rankweave.run_id": run.run_id,
+            "rankweave.round": str(candidate.round_index),
+            "aggregator": bench.config.aggregation.name,
+            "ranks": json.dumps({i.client_id: i.rank for i in plan.invitations}),
+            "adapter_sha256": candidate.sha256,
+            "parent_version": str(previous.model_version),
+        },
+    )
+    registry.set_alias(name, CANDIDATE, version.version)
+    return version.version

@@ -1,0 +1,151 @@
+"""Verb: one client's work in one round, from its share to its committed update."""
+
+from collections.abc import Callable
+
+from prefect import task
+
+from configs.workbench import Workbench
+from infra.engine import task_options
+from infra.object_store import ObjectStore, commit, open_store
+from infra.run_store import find_record
+from tasks.adapters.lora import LoraAdapter
+from tasks.codecs.table import codec
+from tasks.errors import BaseModelMismatchError, ConfigError, RankweaveError, RunNotFoundError
+from tasks.evaluation.metrics import evaluate
+from tasks.local_methods.table import local_method
+from tasks.rounds import keys
+from tasks.rounds.keys import RoundKeys
+from tasks.rounds.records import (
+    ClientFailure,
+    Invitation,
+    RoundPlan,
+    UpdateManifest,
+    check_digest,
+    encode,
+    sha256,
+)
+from tasks.rounds.seeds import derive_seed
+from tasks.training.adaptation import adapt, extract_adapter, load_adapter
+from tasks.training.loop import TrainingResult, train
+
+ShouldStop = Callable[[], RankweaveError | None]
+
+
+@task(name="train-client", task_run_name="train {client_id}", **task_options())
+def train_client(  # noqa: PLR0913  # what names one client run, and the two things a warm process adds
+    store_url: str,
+    run_id: str,
+    *,
+    round_index: int,
+    client_id: str,
+    attempt: int,
+    bench: Workbench,
+    should_stop: ShouldStop,
+) -> UpdateManifest:
+    """Download the share, train on local data, upload the update, and commit it with its manifest last.
+
+    Args:
+        store_url: Where adapters are exchanged.
+        run_id: The run.
+        round_index: The round.
+        client_id: Who trains.
+        attempt: Which try.
+        bench: The client's data and base model.
+        should_stop: Asked at every step; an error it returns ends the training.
+
+    Returns:
+        The committed manifest.
+
+    Raises:
+        RunNotFoundError: The round has no plan.
+        ConfigError: The client is not invited.
+        BaseModelMismatchError: The client holds another base model than the plan names.
+        TrainingDivergedError: The loss stopped being a number.
+    """
+    store = open_store(store_url)
+    round_keys = RoundKeys(run_id, round_index)
+    plan = find_record(store, round_keys.plan, RoundPlan)
+    if plan is None:
+        raise RunNotFoundError(
+            f"run {run_id}, round {round_index}", "has no plan", remedy="start the run on the server first"
+        )
+    invitation = _invitation(plan, client_id, bench)
+    share = plan.share_of(invitation)
+    message = check_digest(store.get(share.key), share.sha256, share.key)
+    start = codec(plan.downlink_codec).decode(message, None)
+    update, result, metrics = _train(bench, plan, invitation, start, should_stop)
+    data, _ = codec(plan.uplink_codec).encode(update, start, None)
+    manifest = UpdateManifest(
+        run_id=run_id,
+        round_index=round_index,
+        client_id=client_id,
+        attempt=attempt,
+        nonce=invitation.nonce,
+        base_digest=bench.base.digest,
+        share_sha256=share.sha256,
+        update_sha256=sha256(data),
+        update_bytes=len(data),
+        num_examples=result.num_examples,
+        num_steps=result.num_steps,
+        training_s=result.seconds,
+        downlink_bytes=len(message) + len(encode(plan)),
+        metrics=metrics,
+    )
+    commit(store, round_keys.uplink(client_id, attempt, keys.UPDATE), data)
+    commit(store, round_keys.uplink(client_id, attempt, keys.MANIFEST), encode(manifest))
+    return manifest
+
+
+def report_failure(
+    store: ObjectStore, round_keys: RoundKeys, *, client_id: str, attempt: int, error: Exception
+) -> None:
+    """Tell the server that no update will come, so that it need not wait for the deadline.
+
+    Args:
+        store: Where to write.
+        round_keys: The round.
+        client_id: Who failed.
+        attempt: Which try.
+        error: Why.
+    """
+    failure = ClientFailure(client_id=client_id, attempt=attempt, reason=type(error).__name__, detail=str(error))
+    store.put(round_keys.uplink(client_id, attempt, keys.FAILURE), encode(failure))
+
+
+def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation:
+    if plan.base_digest != bench.base.digest:
+        raise BaseModelMismatchError(
+            f"client {client_id}, round {plan.round_index}",
+            "holds another base model than the plan names",
+            got=bench.base.digest,
+            expected=plan.base_digest,
+            remedy="install the base model of the run",
+        )
+    for invitation in plan.invitations:
+        if invitation.client_id == client_id:
+            return invitation
+    raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
+
+
+def _train(
+    bench: Workbench, plan: RoundPlan, invitation: Invitation, start: LoraAdapter, should_stop: ShouldStop
+) -> tuple[LoraAdapter, TrainingResult, dict[str, float]]:
+    config = bench.config
+    seed = derive_seed(config.seed, "train", plan.round_index, invitation.client_id)
+    model = adapt(bench.base, bench.lora, plan.share_of(invitation).ranks, seed=seed)
+    load_adapter(model, start)
+    training, validation = bench.client_indices(invitation.client_id)
+    result = train(
+        model,
+        bench.train,
+        training,
+        bench.training_spec,
+        seed=seed,
+        method=local_method(config.training.local_method),
+        should_stop=should_stop,
+    )
+    metrics = {"first_loss": result.first_loss, "last_loss": result.last_loss, "mean_loss": result.mean_loss}
+    if len(validation):
+        scores = evaluate(model, bench.train, batch_size=config.evaluation.batch_size, indices=validation)
+        metrics |= {f"validation_{name}": value for name, value in scores.items()}
+    return extract_adapter(model), result, metrics

@@ -1,0 +1,72 @@
+"""The schema that Prefect serves: order, drop-downs, bounds, and presets that load."""
+
+import pytest
+
+from configs.experiment import ExperimentConfig
+from configs.loading import PRESETS, load_config, preset_names
+from tasks.aggregators.table import AGGREGATORS
+from tasks.aggregators.weightings import WEIGHTINGS
+from tasks.codecs.table import CODECS
+from tasks.data.partitions import PARTITIONS
+from tasks.data.sources import SOURCES
+from tasks.local_methods.table import LOCAL_METHODS
+from tasks.rank_schedulers.table import RANK_SCHEDULERS
+from tasks.training.models import MODEL_KINDS
+
+SCHEMA = ExperimentConfig.model_json_schema()
+SECTIONS = {"ExperimentConfig": SCHEMA, **SCHEMA["$defs"]}
+FIELDS = [
+    pytest.param(field, id=f"{section}.{name}")
+    for section, schema in SECTIONS.items()
+    for name, field in schema["properties"].items()
+]
+DROP_DOWNS = [
+    ("AggregationConfig", "name", AGGREGATORS),
+    ("AggregationConfig", "weighting", WEIGHTINGS),
+    ("ExchangeConfig", "uplink_codec", CODECS),
+    ("ExchangeConfig", "downlink_codec", CODECS),
+    ("PartitionConfig", "name", PARTITIONS),
+    ("DataConfig", "source", SOURCES),
+    ("TrainingConfig", "local_method", LOCAL_METHODS),
+    ("RanksConfig", "scheduler", RANK_SCHEDULERS),
+    ("ModelConfig", "kind", MODEL_KINDS),
+]
+
+
+@pytest.mark.parametrize(("section", "field", "table"), DROP_DOWNS)
+def test_drop_down_offers_exactly_the_table(section, field, table):
+    assert SECTIONS[section]["properties"][field]["enum"] == list(table)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_fields_keep_the_order_they_are_written_in(section):
+    positions = [field["position"] for field in SECTIONS[section]["properties"].values()]
+    assert positions == list(range(len(positions)))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_field_has_a_title_and_words_and_inclusive_bounds(field):
+    assert "title" in field or "$ref" in field or "allOf" in field
+    assert "$ref" in field or "allOf" in field or field.get("description", "").endswith(".") or "items" in field
+    assert "exclusiveMinimum" not in field
+    assert "exclusiveMaximum" not in field
+    assert "anyOf" not in field, "an optional shows as two tabs; give a default that means all or none"
+
+
+def test_numbers_have_both_bounds():
+    numbers = [f.values[0] for f in FIELDS if f.values[0].get("type") in {"integer", "number"}]
+    assert len(numbers) > 20
+    assert all("minimum" in field and "maximum" in field for field in numbers)
+
+
+def test_defaults_run_as_they_are():
+    assert ExperimentConfig().aggregation.name in AGGREGATORS
+
+
+def test_every_preset_is_found_and_loads_and_says_how_to_run_it():
+    assert preset_names() == ["digits-staircase"]
+    for name in preset_names():
+        assert load_config(name).name
+        head = (PRESETS / f"{name}.yaml").read_text(encoding="utf8").splitlines()
+        words = "\n".join(line for line in head if line.startswith("#"))
+        assert all(word in words for word in ("What:", "Needs:", f"Run:   rankweave run {name}"))
