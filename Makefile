@@ -49,8 +49,13 @@ arch: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP) ## Measure the overhead of a round beside Flower's simulation engine on the same work
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	-@$(MAKE) --no-print-directory .venv-flower/.installed  # without Flower the others are still measured
 	$(BIN)/python -m tests.bench.round_overhead
+
+.venv-flower/.installed: tests/bench/requirements-flower.txt
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 ci: check ## What CI runs
 

@@ -38,7 +38,7 @@ class PartitionConfig(FormModel):
 
     name: Annotated[str, NameIn("partition", PARTITIONS)] = Field(
         default="staircase",
-        title="Partition",
+        title="Kind",
         description="How examples are dealt to clients.",
     )
     num_clients: int = Field(
@@ -263,7 +263,9 @@ class DispatchConfig(FormModel):
 class OptimizerConfig(FormModel):
     """The local optimiser."""
 
-    name: Literal["adam", "adamw", "sgd"] = Field(default="adam", title="Optimiser", description="Update rule.")
+    name: Literal["adam", "adamw", "sgd"] = Field(
+        default="adam", title="Update rule", description="How gradients become steps."
+    )
     learning_rate: float = Field(default=1e-3, ge=1e-9, le=100.0, title="Learning rate", description="Step size.")
     momentum: float = Field(default=0.9, ge=0.0, le=0.9999, title="Momentum", description="Momentum of sgd.")
     weight_decay: float = Field(

@@ -22,6 +22,7 @@ from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import LoraSpec, adapted_modules, initial_adapter, peft_config
 from tasks.training.loop import TrainingSpec
 from tasks.training.models import BaseModel, BaseModelSpec, load_base
+from tasks.training.spec import resolve_device
 
 TEXT_KINDS = {"sequence_classification", "causal_lm"}
 
@@ -43,8 +44,37 @@ class Workbench:
             DataError: The data cannot be read or partitioned.
             ModelError: The model cannot be loaded or adapted.
         """
-        _ = self.train, self.test, self.partition, self.ceilings
+        _ = self.train, self.test, self.ceilings
+        self._check_cohort()
         return self
+
+    def _check_cohort(self) -> None:
+        """Check what can only be checked once it is known who the clients are."""
+        cohort, everyone = self.config.cohort, len(self.clients)
+        wanted = min(cohort.cohort_size or everyone, everyone)
+        if cohort.quorum > wanted:
+            raise ConfigError(
+                "cohort.quorum", "is above the clients wanted", got=cohort.quorum, expected=f"at most {wanted}"
+            )
+        alone = [client for client in self.clients if self.quality_metric and not len(self.client_indices(client)[1])]
+        if alone:
+            raise ConfigError(
+                "aggregation.weighting",
+                f"ranked needs a validation share of every client; with one example only: {', '.join(alone)}",
+                remedy="raise data.partition.min_examples to 2, or use another weighting",
+            )
+
+    @property
+    def quality_metric(self) -> str:
+        """The client's own metric that weights rest on; empty when they rest on none."""
+        if self.config.aggregation.weighting != "ranked":
+            return ""
+        return "validation_token_accuracy" if self.config.model.kind == "causal_lm" else "validation_accuracy"
+
+    @property
+    def device(self) -> str:
+        """Where this process trains and evaluates: one device, because adapted models share the base's weights."""
+        return str(resolve_device(self.config.training.device))
 
     def frozen_config(self) -> dict[str, Any]:
         """Return the config as plain values, without the field that only says how this process started."""
@@ -229,7 +259,6 @@ class Workbench:
             accumulation_steps=training.accumulation_steps,
             precision=training.precision,
             device=training.device,
-            cpu_threads=training.cpu_threads,
             optimizer=optimizer.name,
             learning_rate=optimizer.learning_rate,
             momentum=optimizer.momentum,

@@ -1,24 +1,28 @@
 """One client's part in one round: the same code in the server's process and on a work pool."""
 
+import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from prefect import flow
 
 from configs.loading import parse_config
 from configs.workbench import Workbench
-from infra.object_store import open_store
+from infra.engine import retry_transient
+from infra.object_store import ObjectStore, open_store
 from infra.run_store import read_run
 from infra.settings import read_settings
-from tasks.errors import DeadlineExceededError, RankweaveError
+from tasks.errors import DeadlineExceededError, RankweaveError, StoreError
 from tasks.rounds.keys import RoundKeys
+from tasks.rounds.records import UpdateManifest
 from tasks.rounds.steps import Ticket
 from tasks.train_client import report_failure, train_client
 
 ShouldStop = Callable[[], RankweaveError | None]
 
 
-@flow(name="client-update", flow_run_name="{client_id}-round-{round_index}-attempt-{attempt}")
+@flow(name="client-update", flow_run_name="{client_id}-round-{round_index:03d}-attempt-{attempt}", persist_result=False)
 def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 1) -> str:
     """Train one client for one round and upload its update.
 
@@ -30,11 +34,17 @@ def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 
 
     Returns:
         SHA-256 of the committed update.
+
+    Raises:
+        RunNotFoundError: This machine's store holds no such run.
+        DeadlineExceededError: The round was closed before this run began, or training took too long.
     """
     store_url = read_settings().store_url
-    spec = read_run(open_store(store_url), run_id)
-    config = parse_config(spec.config, f"run {run_id}")
-    manifest = train_client(
+    store, round_keys = open_store(store_url), RoundKeys(run_id, round_index)
+    config = parse_config(read_run(store, run_id).config, f"run {run_id}")
+    _refuse_closed_round(store, round_keys, client_id)
+    work = partial(
+        train_client,
         store_url,
         run_id,
         round_index=round_index,
@@ -43,7 +53,10 @@ def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 
         bench=Workbench(config),
         should_stop=until(config.cohort.deadline_s),
     )
-    return manifest.update_sha256
+    outcome = _work_and_report(work, store, round_keys, client_id, attempt)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome.update_sha256
 
 
 def run_client(
@@ -51,7 +64,7 @@ def run_client(
 ) -> None:
     """Run one client in this process, as a plain call: Prefect's price per run is not paid per client.
 
-    Whatever goes wrong on a client stays on that client: it is written down as a failure that the server reads.
+    Whatever goes wrong on a client stays on that client.
 
     Args:
         store_url: Where adapters are exchanged.
@@ -61,23 +74,42 @@ def run_client(
         bench: Data and base model, shared by all clients of this process.
         should_stop: Asked at every step.
     """
+    work = partial(
+        train_client.fn,
+        store_url,
+        run_id,
+        round_index=round_index,
+        client_id=ticket.client_id,
+        attempt=ticket.attempt,
+        bench=bench,
+        should_stop=should_stop,
+    )
+    retried = partial(retry_transient, work)
+    _work_and_report(retried, open_store(store_url), RoundKeys(run_id, round_index), ticket.client_id, ticket.attempt)
+
+
+def _work_and_report(
+    work: Callable[[], UpdateManifest], store: ObjectStore, round_keys: RoundKeys, client_id: str, attempt: int
+) -> UpdateManifest | Exception:
+    """Do a client's work; what goes wrong is written down as a failure that the server reads, and returned."""
     try:
-        train_client.fn(
-            store_url,
-            run_id,
-            round_index=round_index,
-            client_id=ticket.client_id,
-            attempt=ticket.attempt,
-            bench=bench,
-            should_stop=should_stop,
-        )
+        return work()
     except Exception as error:  # noqa: BLE001  # a client's run boundary: the one place where anything is caught
-        report_failure(
-            open_store(store_url),
-            RoundKeys(run_id, round_index),
-            client_id=ticket.client_id,
-            attempt=ticket.attempt,
-            error=error,
+        try:
+            report_failure(store, round_keys, client_id=client_id, attempt=attempt, error=error)
+        except StoreError as silence:
+            # Then the server counts the client as missing; the other clients of this process go on.
+            logging.getLogger(__name__).warning("client %s failed, and could not say so: %s", client_id, silence)
+        return error
+
+
+def _refuse_closed_round(store: ObjectStore, round_keys: RoundKeys, client_id: str) -> None:
+    """A run that waited in its pool's queue until the round was over would train for nothing."""
+    if store.size(round_keys.collection) is not None:
+        raise DeadlineExceededError(
+            f"client {client_id}, round {round_keys.round_index}",
+            "the round was closed before this run began",
+            remedy="raise cohort.deadline_s, or let the work pool run more at once",
         )
 
 

@@ -34,7 +34,10 @@ def compare_runs(source: str, overrides: Sequence[str], *, vary: str, out: str) 
     """
     variants = _variants(source, overrides, vary)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}", f"cannot be a folder: {error.strerror}", remedy="name another") from error
     summaries = {value: run_experiment(config, label=value) for value, config in variants.items()}
     config = next(iter(variants.values()))
     plot = _draw(folder, summaries, config)

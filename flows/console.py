@@ -1,7 +1,10 @@
 """Runs started from a terminal: a progress bar while they run, a table at the end, a summary for scripts."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -12,10 +15,11 @@ from rich.table import Table
 
 from configs.experiment import ExperimentConfig
 from configs.loading import load_config
-from infra.engine import embed_prefect
+from infra.embedded_prefect import embed_prefect
 from infra.progress import Progress, watching
 from infra.settings import read_settings
 from tasks.errors import RunCancelledError
+from tasks.rounds.records import TRAINED
 from tasks.rounds.summary import RunSummary
 
 ERR = Console(stderr=True)
@@ -62,21 +66,47 @@ def run_experiment(config: ExperimentConfig, label: str = "") -> RunSummary:
     Raises:
         RunCancelledError: A person stopped it.
     """
-    embed_prefect(read_settings().home)
-    seen: list[str] = []
-    try:
-        with ERR.status("Starting Prefect and MLflow ..."):
-            from flows.federated_training import federated_training
-        with _progress_bar(label or config.name, config, seen):
+    address = embed_prefect(read_settings().home)
+    with _asked_to_stop() as asked:
+        from flows.federated_training import federated_training
+
+        ERR.print(f"Watch the run at {address}")
+        with _progress_bar(label or config.name, config, asked):
             return federated_training(config)
-    except KeyboardInterrupt:
-        run_id = seen[-1] if seen else ""
-        remedy = f"go on with `rankweave resume {run_id}`" if run_id else "nothing had been written"
-        raise RunCancelledError(f"run {run_id or config.name}", "was cancelled", remedy=remedy) from None
 
 
 @contextmanager
-def _progress_bar(label: str, config: ExperimentConfig, seen: list[str]) -> Iterator[None]:
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and a termination signal into a wish that the run sees at its next step; a second one ends at once.
+
+    Python's own way, an exception wherever the program happens to be, is lost when that is inside a callback of the
+    garbage collector, and dressed up as something else inside a database driver.
+    """
+    asked = threading.Event()
+    before = _catch_signals(asked)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _catch_signals(asked: threading.Event) -> dict[signal.Signals, Any]:
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            signal.default_int_handler(number, frame)
+        asked.set()
+
+    return {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _stop_if(asked: threading.Event, run_id: str) -> None:
+    if asked.is_set():
+        raise RunCancelledError(f"run {run_id}", "was cancelled", remedy=f"go on with `rankweave resume {run_id}`")
+
+
+@contextmanager
+def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event) -> Iterator[None]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -88,24 +118,31 @@ def _progress_bar(label: str, config: ExperimentConfig, seen: list[str]) -> Iter
     with Bar(*columns, console=ERR) as bar:
         line = bar.add_task(label, total=config.rounds, quality="starting", moved="")
 
+        done = 0
+
         def listen(event: Progress) -> None:
-            seen.append(event.run_id)
+            nonlocal done
+            if event.stage == "start":
+                done = event.rounds_done
+                _catch_signals(asked)  # again, because Prefect has put its own handler in place for the run
+            _stop_if(asked, event.run_id)
             if event.stage == "client":
-                bar.update(line, completed=event.round_index - 1 + 0.999 * event.clients_done / event.clients)
-                return
-            value = event.metrics.get(config.metric)
-            bar.update(line, completed=event.round_index, moved=size(event.moved_bytes))
-            if value is not None:
-                bar.update(line, quality=f"{config.metric} {value:.4f}")
-            if not ERR.is_terminal and event.stage == "round":
-                quality = f"{config.metric} {value:.4f}" if value is not None else "no new adapter"
-                ERR.print(
-                    f"{label}: round {event.round_index}/{event.num_rounds} {event.outcome}, {quality}, "
-                    f"{size(event.moved_bytes)}"
-                )
+                bar.update(line, completed=done + 0.999 * event.clients_done / event.clients)
+            elif event.stage == "round":
+                done += event.outcome in TRAINED
+                quality = _quality(event, config.metric)
+                bar.update(line, completed=done, quality=quality, moved=size(event.moved_bytes))
+                if not ERR.is_terminal:
+                    words = f"{event.outcome}, {quality}, {size(event.moved_bytes)}"
+                    ERR.print(f"{label}: round {event.round_index} {words}, {done} of {event.num_rounds} done")
 
         with watching(listen):
             yield
+
+
+def _quality(event: Progress, metric: str) -> str:
+    value = event.metrics.get(metric)
+    return "no new adapter" if value is None else f"{metric} {value:.4f}"
 
 
 def result_table(summaries: dict[str, RunSummary]) -> Table:

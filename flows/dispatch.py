@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 from configs.workbench import Workbench
 from flows.client_update import run_client
-from tasks.errors import DeadlineExceededError, RankweaveError
+from tasks.errors import ConfigError, DeadlineExceededError, RankweaveError
 from tasks.rounds.records import RoundPlan
 from tasks.rounds.steps import Ticket
 from tasks.rounds.summary import RunHandle
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+ASK_S = 5.0
+ANSWER_S = 10.0
 
 
 class Inline:
@@ -51,7 +54,7 @@ class Inline:
     def is_running(self) -> bool:
         """Tell whether a client is still to finish."""
         with self._news:
-            return self._unfinished > 0
+            return self._unfinished > 0 and not self._stopped.is_set()
 
     def stop(self) -> None:
         """Ask clients to stop at their next step."""
@@ -84,46 +87,98 @@ class Pools:
         plan: The round's plan.
         tickets: What to run.
         deployment: "flow/deployment" that runs a client.
+        clock: Monotonic clock [s].
+
+    Raises:
+        ConfigError: There is no such deployment.
     """
 
-    def __init__(self, run: RunHandle, plan: RoundPlan, tickets: Sequence[Ticket], *, deployment: str) -> None:
-        from prefect.deployments import run_deployment
-
-        self._flow_runs: list[UUID] = []
-        for ticket in tickets:
-            name = f"{ticket.client_id}-round-{plan.round_index:03d}-attempt-{ticket.attempt}"
-            flow_run = run_deployment(
-                deployment,
-                parameters={
-                    "run_id": run.run_id,
-                    "round_index": plan.round_index,
-                    "client_id": ticket.client_id,
-                    "attempt": ticket.attempt,
-                },
-                timeout=0,  # created, not waited for: the round waits for updates, not for runs
-                flow_run_name=name,
-                idempotency_key=f"{run.run_id}-{name}",
-                tags=["rankweave", run.run_id, f"client:{ticket.client_id}"],
-            )
-            self._flow_runs.append(flow_run.id)
+    def __init__(
+        self,
+        run: RunHandle,
+        plan: RoundPlan,
+        tickets: Sequence[Ticket],
+        *,
+        deployment: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock, self._asked_at = clock, clock()
+        self._flow_runs = [_start_on_pool(run, plan, ticket, deployment) for ticket in tickets]
+        self._running = bool(self._flow_runs)
 
     def wait(self, timeout_s: float) -> None:
         """Sleep for the timeout [s]; uploads are noticed by looking."""
         time.sleep(timeout_s)
 
     def is_running(self) -> bool:
-        """Tell whether any of the runs has not ended."""
-        from prefect.client.orchestration import get_client
-        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+        """Tell whether any of the runs has not ended, from an answer at most `ASK_S` old.
 
-        if not self._flow_runs:
-            return False
-        with get_client(sync_client=True) as client:
-            runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=self._flow_runs)))
-        return any(run.state is None or not run.state.is_final() for run in runs)
+        Updates are noticed in the store; Prefect is only asked for runs that end without a word.
+        """
+        if self._running and self._clock() - self._asked_at >= ASK_S:
+            self._running = _any_unfinished(self._flow_runs)
+            self._asked_at = self._clock()
+        return self._running
 
     def stop(self) -> None:
-        """Leave the runs alone: a late update is recorded, and a pool's slot is freed by the run's own timeout."""
+        """Leave the runs alone: one under way ends by itself, one that begins after its round refuses to train."""
+
+
+def _start_on_pool(run: RunHandle, plan: RoundPlan, ticket: Ticket, deployment: str) -> "UUID":
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+    from prefect.runtime import flow_run as flow_run_context
+
+    name = f"{ticket.client_id}-round-{plan.round_index:03d}-attempt-{ticket.attempt}"
+    try:
+        flow_run = run_deployment(
+            deployment,
+            parameters={
+                "run_id": run.run_id,
+                "round_index": plan.round_index,
+                "client_id": ticket.client_id,
+                "attempt": ticket.attempt,
+            },
+            timeout=0,  # created, not waited for: the round waits for updates, not for runs
+            flow_run_name=name,
+            # The same try of this round makes one run; a resumed round makes a new one, for the old one may be dead.
+            idempotency_key=f"{flow_run_context.id}-{name}",
+            tags=["rankweave", run.run_id, f"client:{ticket.client_id}"],
+        )
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"dispatch.deployment: {deployment}",
+            "the Prefect server has no such deployment",
+            remedy="create it with `prefect deploy --all --prefect-file infra/prefect.yaml`, or name another",
+        ) from error
+    return flow_run.id  # pyright: ignore[reportAttributeAccessIssue]  # sync here, never awaited
+
+
+def _any_unfinished(flow_runs: list["UUID"]) -> bool:
+    """Ask Prefect once, for one number, whatever the cohort; no answer in time means that runs may still go on."""
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import TERMINAL_STATES
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    unfinished = FlowRunFilter(
+        id=FlowRunFilterId(any_=flow_runs),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=sorted(TERMINAL_STATES))),
+    )
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": ANSWER_S}) as client,
+        ):
+            return client.count_flow_runs(flow_run_filter=unfinished) > 0
+    except HTTPError:
+        return True  # the round's deadline still holds
 
 
 class External:

@@ -71,7 +71,10 @@ def _packages(_: Settings) -> list[Finding]:
             findings.append(Finding(name, healthy=True, state=version(name)))
         except PackageNotFoundError:
             findings.append(Finding(name, healthy=False, state="not installed", remedy="run `make setup`"))
-    fastapi = version("fastapi")
+    try:
+        fastapi = version("fastapi")
+    except PackageNotFoundError:
+        return [*findings, Finding("fastapi", healthy=False, state="not installed", remedy="run `make setup`")]
     works = tuple(int(part) for part in fastapi.split(".")[:2]) < (0, 155)
     remedy = "" if works else "pip install 'fastapi<0.155': Prefect's server does not import with newer ones"
     findings.append(Finding("fastapi", works, fastapi, remedy))
@@ -79,8 +82,10 @@ def _packages(_: Settings) -> list[Finding]:
 
 
 def _compute(_: Settings) -> list[Finding]:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("compute", healthy=False, state=f"torch does not import: {error}", remedy="run `make setup`")]
     if torch.cuda.is_available():
         bf16 = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
         return [Finding("compute", healthy=True, state=f"{torch.cuda.get_device_name(0)}, {bf16}")]
@@ -105,13 +110,13 @@ def _home(settings: Settings) -> list[Finding]:
 
 
 def _store(settings: Settings) -> list[Finding]:
-    from infra.object_store import open_store
-
     try:
+        from infra.object_store import open_store
+
         store = open_store(settings.store_url)
         store.list("runs/doctor/")
         creates = store.capabilities.creates_if_absent
-    except RankweaveError as error:
+    except (RankweaveError, ImportError) as error:
         return [
             Finding(
                 "store", healthy=False, state=str(error), remedy="mend RANKWEAVE_STORE and the credentials it needs"

@@ -39,7 +39,10 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
     plan = planned.plan
     dispatched = dispatch_clients(run, plan, planned.tickets, bench)
     patience = Patience(config.cohort.deadline_s, config.cohort.grace_s)
-    collection = collect_updates(plan, run.store_url, dispatched, patience, num_rounds=config.rounds)
+    try:
+        collection = collect_updates(plan, run.store_url, dispatched, patience, num_rounds=config.rounds)
+    finally:
+        dispatched.stop()
     if len(collection.accepted) < plan.quorum:
         return close_round(run, plan, collection, previous, bench, result=RoundResult())
     candidate = aggregate_updates(plan, collection, previous, run.store_url, bench)

@@ -15,12 +15,13 @@ from infra.object_store import open_store
 from infra.progress import Progress, tell
 from infra.run_store import read_records, read_run
 from infra.settings import Settings, read_settings
-from tasks.errors import QuorumError
+from tasks.errors import QuorumError, RankweaveError, RunCancelledError
 from tasks.evaluation.metrics import HIGHER_IS_BETTER
 from tasks.finish_run import abandon_run, finish_run
 from tasks.open_run import open_run
-from tasks.rounds.records import RoundRecord
+from tasks.rounds.records import TRAINED, RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary
+from tasks.training.spec import limited_threads
 
 
 @flow(name="federated-training", persist_result=False)
@@ -39,32 +40,34 @@ def federated_training(config: ExperimentConfig) -> RunSummary:
     bench = Workbench(config).load()
     name_this_flow_run(run.run_id, {"rankweave", run.run_id})
     try:
-        with one_heartbeat():
+        with one_heartbeat(), limited_threads(config.training.cpu_threads):
             return _train(run, bench)
-    except QuorumError:
-        abandon_run(run, status="FAILED")
+    except RankweaveError as error:
+        abandon_run(run, status="KILLED" if isinstance(error, RunCancelledError) else "FAILED")
         raise
-    except (KeyboardInterrupt, SystemExit):
+    except BaseException:  # a signal, or a fault of ours: the run is marked, and goes on to whoever called
         abandon_run(run, status="KILLED")
         raise
 
 
 def _train(run: RunHandle, bench: Workbench) -> RunSummary:
-    config = bench.config
+    config, store = bench.config, open_store(run.store_url)
     record = open_run(run, bench, now=datetime.now(UTC))
-    tell(Progress(run.run_id, record.round_index, config.rounds, "start", metrics=record.metrics))
+    done = sum(r.outcome in TRAINED for r in read_records(store, run.run_id))
+    tell(Progress(run.run_id, record.round_index, config.rounds, "start", rounds_done=done, metrics=record.metrics))
     page = RunPage(run, config.rounds, config.metric)
     num_failed = 0
-    while record.round_index < config.rounds and not _target_reached(record, config):
+    while done < config.rounds and not _target_reached(record, config):
         with tags("rankweave", run.run_id):
             record = federated_round(run, record.round_index + 1, record, bench)
-        page.show_round(record)
+        done += record.outcome in TRAINED
+        page.show_round(record, done)
         num_failed += record.outcome == "failed"
         if num_failed > config.cohort.max_failed_rounds:
             raise _quorum_lost(run, record, config)
-    outcome = "target_reached" if record.round_index < config.rounds else "committed"
+    outcome = "committed" if done >= config.rounds else "target_reached"
     summary = finish_run(run, bench, outcome=outcome)
-    page.show_result(summary, read_records(open_store(run.store_url), run.run_id))
+    page.show_result(summary, read_records(store, run.run_id))
     return summary
 
 

@@ -85,7 +85,7 @@ def _common_config(folders: dict[Path, PeftFolder]) -> dict[str, Any]:
     """Take the first adapter's config, after checking that the others are for the same base and task."""
     first_path, first = next(iter(folders.items()))
     config = dict(first.config)
-    for name in ("base_model_name_or_path", "task_type", "fan_in_fan_out"):
+    for name in ("base_model_name_or_path", "task_type", "fan_in_fan_out", "bias"):
         for path, folder in folders.items():
             if folder.config.get(name) != config.get(name):
                 raise BaseModelMismatchError(

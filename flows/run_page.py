@@ -1,14 +1,11 @@
-"""What a run shows on its page in the Prefect UI: progress while it runs, tables and a picture at the end."""
+"""What a run shows on its page in the Prefect UI: progress and a log line a round, one page of results at the end."""
 
 import base64
+import logging
 from uuid import UUID
 
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
 
 from tasks.evaluation.plots import Curve, quality_by_bytes
 from tasks.rounds.records import RoundRecord
@@ -16,7 +13,7 @@ from tasks.rounds.summary import RunHandle, RunSummary
 
 
 class RunPage:
-    """The artifacts of one run.
+    """The page of one run; used inside its flow.
 
     Args:
         run: The run.
@@ -29,26 +26,20 @@ class RunPage:
         progress = create_progress_artifact(0.0, key=f"progress-{run.run_id}", description=f"Rounds of {run.run_id}")
         self._progress: UUID = progress  # pyright: ignore[reportAttributeAccessIssue]  # sync here, never awaited
 
-    def show_round(self, record: RoundRecord) -> None:
-        """Move the progress bar on; one request a round."""
-        value = record.metrics.get(self.metric)
-        figure = "no new adapter" if value is None else f"{self.metric} {value:.4f}"
-        update_progress_artifact(
-            self._progress,
-            progress=100.0 * record.round_index / self.num_rounds,
-            description=f"Round {record.round_index} of {self.num_rounds}: {record.outcome}, {figure}",
-        )
+    def show_round(self, record: RoundRecord, num_done: int) -> None:
+        """Move the progress bar on, one request a round, and log the round; what is missing from it is a warning."""
+        outcome = f"{record.outcome}, {_quality(record, self.metric)}"
+        line = f"Round {record.round_index}: {outcome}; {num_done} of {self.num_rounds} done"
+        update_progress_artifact(self._progress, progress=100.0 * num_done / self.num_rounds, description=line)
+        level = logging.INFO if record.outcome == "committed" else logging.WARNING
+        get_run_logger().log(level, "%s; %s", line, _answers(record))
 
     def show_result(self, summary: RunSummary, records: list[RoundRecord]) -> None:
-        """Leave the round table and the picture of quality by bytes."""
+        """Leave one page: what came out, the picture of quality by bytes, the round table."""
         create_markdown_artifact(
-            round_table(summary, records, self.metric), key=f"rounds-{self.run.run_id}", description="Rounds"
-        )
-        picture = base64.b64encode(
-            quality_by_bytes({summary.run_id: curve(records, self.metric)}, self.metric)
-        ).decode()
-        create_image_artifact(
-            f"data:image/png;base64,{picture}", key=f"plot-{self.run.run_id}", description="Quality by bytes moved"
+            result_page(summary, records, self.metric),
+            key=f"result-{self.run.run_id}",
+            description=f"{summary.outcome} after {summary.rounds} rounds: quality, bytes and rounds",
         )
 
 
@@ -61,25 +52,76 @@ def curve(records: list[RoundRecord], metric: str) -> Curve:
     )
 
 
-def round_table(summary: RunSummary, records: list[RoundRecord], metric: str) -> str:
-    """Return a run as a markdown page: one line that says what came out, then one row a round.
+def result_page(summary: RunSummary, records: list[RoundRecord], metric: str) -> str:
+    """Return a run as a markdown page.
 
     Args:
         summary: The run.
         records: Its records, round 0 first.
         metric: The figure it is judged by.
+
+    Returns:
+        What came out in two sentences, the picture, and the round table.
+    """
+    parts = [_headline(summary), _picture(summary, records, metric), round_table(records, metric)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def round_table(records: list[RoundRecord], metric: str) -> str:
+    """Return a markdown table, one row a round; bytes are those moved up to the end of the round.
+
+    Args:
+        records: Records of a run, round 0 first.
+        metric: The figure it is judged by.
     """
     head = (
-        f"**{summary.run_id}**: {summary.outcome} after {summary.rounds} rounds, model `{summary.model_name}` version "
-        f"{summary.model_version}, {summary.saved_fraction:.1%} of full fine-tuning's bytes saved. "
-        f"MLflow: {summary.tracking_url}\n\n"
-        f"| round | outcome | {metric} | accepted | refused | missing | uplink [bytes] | downlink [bytes] | version |\n"
+        f"| round | outcome | {metric} | accepted | refused | missing | uplink so far [bytes] "
+        "| downlink so far [bytes] | version |\n"
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|\n"
     )
     rows = (
-        f"| {r.round_index} | {r.outcome} | {r.metrics.get(metric, float('nan')):.4f} | {len(r.collection.accepted)} "
+        f"| {r.round_index} | {r.outcome} | {_figure(r, metric)} | {len(r.collection.accepted)} "
         f"| {len(r.collection.refused)} | {len(r.collection.missing)} | {r.totals['uplink_bytes']:,} "
-        f"| {r.totals['downlink_bytes']:,} | {r.model_version} |"
+        f"| {r.totals['downlink_bytes']:,} | {r.model_version if r.global_round == r.round_index else 'none'} |"
         for r in records[1:]
     )
     return head + "\n".join(rows)
+
+
+def _headline(summary: RunSummary) -> str:
+    url = summary.tracking_url
+    where = f"[the run in MLflow]({url})" if url.startswith("http") else f"`{url}`"
+    return (
+        f"**{summary.run_id}**: {summary.outcome} after {summary.rounds} rounds, model `{summary.model_name}` version "
+        f"{summary.model_version}. Bytes saved: {summary.saved_fraction:.1%} against full fine-tuning, "
+        f"{summary.saved_fraction_max_rank:.1%} against everyone at the largest rank. More: {where}"
+    )
+
+
+def _picture(summary: RunSummary, records: list[RoundRecord], metric: str) -> str:
+    """Return the plot inside the page: an image artifact of its own prints its whole data URI below the picture."""
+    points = curve(records, metric)
+    if not points.values:
+        return ""
+    png = base64.b64encode(quality_by_bytes({summary.run_id: points}, metric)).decode()
+    return f"![{metric} by bytes moved](data:image/png;base64,{png})"
+
+
+def _figure(record: RoundRecord, metric: str) -> str:
+    value = record.metrics.get(metric)
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _quality(record: RoundRecord, metric: str) -> str:
+    return f"{metric} {_figure(record, metric)}" if metric in record.metrics else "no new adapter"
+
+
+def _answers(record: RoundRecord) -> str:
+    """Say who counted and who did not; long lists are cut, the store's record and MLflow's clients.json have all."""
+    collection = record.collection
+    refused = [f"{refusal.client_id} ({refusal.reason})" for refusal in collection.refused]
+    text = f"{len(collection.accepted)} accepted"
+    for what, who in (("refused", refused), ("missing", list(collection.missing))):
+        if who:
+            text += f", {len(who)} {what}: {', '.join(who[:10])}{' ...' if len(who) > 10 else ''}"
+    return text

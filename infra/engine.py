@@ -1,46 +1,19 @@
-"""How Rankweave uses Prefect: the embedded server, and the one way tasks are retried.
+"""How Rankweave's flows and tasks use Prefect: the one way tasks are retried, and what a run need not pay for."""
 
-`embed_prefect` must run before anything imports prefect, which reads its environment once.
-"""
-
-import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.errors import is_transient
+from tasks.errors import RankweaveError, is_transient
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
     from prefect.tasks import Task
 
-_EMBEDDED = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "true",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-    # Nobody watches an embedded server's services; each costs a loop over the database.
-    "PREFECT_API_SERVICES_SCHEDULER_ENABLED": "false",
-    "PREFECT_API_SERVICES_LATE_RUNS_ENABLED": "false",
-}
 
-
-def embed_prefect(home: Path) -> None:
-    """Point Prefect at a server inside this process, unless the environment names one.
-
-    Args:
-        home: Folder under which its database lives; created.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    if os.environ.get("PREFECT_API_URL"):
-        return
-    folder = home.resolve() / "prefect"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PREFECT_HOME", str(folder))
-    for name, value in _EMBEDDED.items():
-        os.environ.setdefault(name, value)
+T = TypeVar("T")
+RETRY_DELAYS_S = (1, 5, 20)
 
 
 def only_transient(task: "Task[..., Any]", run: "TaskRun", state: "State[Any]") -> bool:
@@ -57,12 +30,32 @@ def task_options() -> dict[str, Any]:
     from prefect.cache_policies import NO_CACHE
 
     return {
-        "retries": 3,
-        "retry_delay_seconds": [1, 5, 20],
+        "retries": len(RETRY_DELAYS_S),
+        "retry_delay_seconds": list(RETRY_DELAYS_S),
         "retry_condition_fn": only_transient,
         "cache_policy": NO_CACHE,
         "persist_result": False,
     }
+
+
+def retry_transient(work: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Do some work outside Prefect under the rule that tasks are retried by.
+
+    Args:
+        work: What to do.
+        sleep: Waits so many seconds [s].
+
+    Returns:
+        What the work returns.
+    """
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            return work()
+        except RankweaveError as error:
+            if not is_transient(error):
+                raise
+            sleep(delay_s)
+    return work()
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """A round's inbox: finds uploads in the store, admits or refuses each, and books what moved."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from infra.object_store import ObjectStore
 from infra.run_store import find_record, quarantine
 from tasks.adapters.admission import admit
 from tasks.adapters.products import adapter_distance
 from tasks.codecs.table import codec
-from tasks.errors import RankweaveError, Transient, UpdateRefusedError
+from tasks.errors import RankweaveError, RecordFormatError, Transient, UpdateRefusedError
 from tasks.rounds import keys
 from tasks.rounds.admission import admit_manifest, check_update_size
 from tasks.rounds.keys import RoundKeys
@@ -31,6 +32,10 @@ _REASONS = {
     "ObjectNotFoundError": "incomplete",
     "NonFiniteUpdateError": "non-finite",
 }
+_WORDS = {keys.UPDATE: "update", keys.MANIFEST: "manifest", keys.FAILURE: "failure"}
+MAX_RECORD_BYTES = 1024 * 1024
+MAX_WORDS = 2000
+"""A client's own words about its failure are cut to this length."""
 
 
 @dataclass
@@ -46,7 +51,6 @@ class Inbox:
     plan: RoundPlan
     accepted: dict[str, Acceptance] = field(default_factory=dict)
     refused: dict[tuple[str, int], Refusal] = field(default_factory=dict)
-    ledger: list[LedgerLine] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
 
     @property
@@ -70,7 +74,7 @@ class Inbox:
             if name == keys.MANIFEST and client not in self.accepted:
                 self._take(invitations[client], attempt)
             elif name == keys.FAILURE:
-                self._take_failure(found.key)
+                self._take_failure(client, attempt)
             if name in {keys.MANIFEST, keys.FAILURE}:
                 self._seen.add(found.key)
 
@@ -81,7 +85,7 @@ class Inbox:
             accepted=tuple(self.accepted[client] for client in sorted(self.accepted)),
             refused=(*self._late(), *(self.refused[key] for key in sorted(self.refused))),
             missing=tuple(sorted(invited - self._answered())),
-            ledger=tuple(sorted(self.ledger, key=lambda x: (x.client_id, x.attempt, x.direction, x.what))),
+            ledger=self._ledger(),
         )
 
     def _answered(self) -> set[str]:
@@ -111,26 +115,19 @@ class Inbox:
         return refusal
 
     def _admit(self, invitation: Invitation, attempt: int) -> Acceptance:
-        client, subject = (
-            invitation.client_id,
-            f"client {invitation.client_id}, round {self.plan.round_index}",
-        )
+        client = invitation.client_id
+        subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
         claim = self.store.get(manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
         share = self.plan.share_of(invitation)
-        start = codec(self.plan.downlink_codec).decode(self.store.get(share.key), None)
+        message = check_digest(self.store.get(share.key), share.sha256, share.key)
+        start = codec(self.plan.downlink_codec).decode(message, None)
         update_key = self.keys.uplink(client, attempt, keys.UPDATE)
         check_update_size(self.store.size(update_key) or 0, start, subject)
         data = check_digest(self.store.get(update_key), manifest.update_sha256, update_key)
         update = admit(codec(self.plan.uplink_codec).decode(data, start), start, subject=subject)
-        self._book(
-            client,
-            attempt,
-            downlink=(len(encode(self.plan)), share.num_bytes),
-            uplink=(len(data), len(claim)),
-        )
         return Acceptance(
             client_id=client,
             attempt=attempt,
@@ -143,24 +140,35 @@ class Inbox:
             metrics=manifest.metrics,
         )
 
-    def _book(self, client: str, attempt: int, *, downlink: tuple[int, int], uplink: tuple[int, int]) -> None:
-        plan, share = downlink
-        update, manifest = uplink
-        self.ledger += [
-            LedgerLine(client_id=client, attempt=attempt, direction="downlink", what="plan", num_bytes=plan),
-            LedgerLine(client_id=client, attempt=attempt, direction="downlink", what="share", num_bytes=share),
-            LedgerLine(client_id=client, attempt=attempt, direction="uplink", what="update", num_bytes=update),
-            LedgerLine(client_id=client, attempt=attempt, direction="uplink", what="manifest", num_bytes=manifest),
-        ]
+    def _take_failure(self, client: str, attempt: int) -> None:
+        """Believe the key, not the words, about who failed: the words are the client's."""
+        key = self.keys.uplink(client, attempt, keys.FAILURE)
+        try:
+            failure = decode(ClientFailure, self.store.get(key), key)
+        except RecordFormatError as error:
+            self._refuse(self.keys, client, attempt, "unreadable", str(error)[:MAX_WORDS])
+        else:
+            self._refuse(self.keys, client, attempt, failure.reason[:MAX_WORDS], failure.detail[:MAX_WORDS])
 
-    def _take_failure(self, key: str) -> None:
-        data = self.store.get(key)
-        failure = decode(ClientFailure, data, key)
-        client, attempt = failure.client_id, failure.attempt
-        self._refuse(self.keys, client, attempt, failure.reason, failure.detail)
-        self.ledger.append(
-            LedgerLine(client_id=client, attempt=attempt, direction="uplink", what="failure", num_bytes=len(data))
-        )
+    def _ledger(self) -> tuple[LedgerLine, ...]:
+        """Book every object that lies under the round's uplink, and one plan and one share for each attempt behind it.
+
+        Whether it counted does not matter: refused, repeated and orphaned uploads crossed the link as well.
+        """
+        invitations = {invitation.client_id: invitation for invitation in self.plan.invitations}
+        plan_bytes, lines, attempts = len(encode(self.plan)), [], set()
+        for found in self.store.list(self.keys.uplinks):
+            parsed = self.keys.parse_uplink(found.key)
+            if parsed is None or parsed[0] not in invitations:
+                continue
+            client, attempt, name = parsed
+            attempts.add((client, attempt))
+            lines.append(_line(client, attempt, "uplink", _WORDS.get(name, "other"), found.size))
+        for client, attempt in attempts:
+            lines.append(_line(client, attempt, "downlink", "plan", plan_bytes))
+            share = self.plan.share_of(invitations[client])
+            lines.append(_line(client, attempt, "downlink", "share", share.num_bytes))
+        return tuple(sorted(lines, key=lambda line: (line.client_id, line.attempt, line.direction, line.what)))
 
     def _late(self) -> tuple[Refusal, ...]:
         """Name clients that answered the round before after it had been fixed without them."""
@@ -176,6 +184,10 @@ class Inbox:
                 detail = f"client {client}, round {before.round_index}: update arrived after the round was closed"
                 late.append(self._refuse(before, client, attempt, "late", detail))
         return tuple(late)
+
+
+def _line(client: str, attempt: int, direction: Literal["uplink", "downlink"], what: str, num_bytes: int) -> LedgerLine:
+    return LedgerLine(client_id=client, attempt=attempt, direction=direction, what=what, num_bytes=num_bytes)
 
 
 def _reason(error: RankweaveError) -> str:

@@ -17,7 +17,8 @@ class Progress:
         run_id: In which run.
         round_index: In which round.
         num_rounds: Of how many.
-        stage: "client" when one has answered, "round" when a round is closed.
+        stage: "start" of a run, "client" when one has answered, "round" when a round is closed.
+        rounds_done: At the start, rounds that an earlier part of the run has trained.
         clients_done: Clients that have answered in this round.
         clients: Clients invited.
         outcome: How the round ended; empty before.
@@ -29,6 +30,7 @@ class Progress:
     round_index: int
     num_rounds: int
     stage: str
+    rounds_done: int = 0
     clients_done: int = 0
     clients: int = 0
     outcome: str = ""
@@ -42,7 +44,10 @@ _listener: ContextVar[Listener | None] = ContextVar("rankweave_progress", defaul
 
 @contextmanager
 def watching(listener: Listener) -> Iterator[None]:
-    """Tell a listener about every run inside the block."""
+    """Tell a listener about every run inside the block.
+
+    A listener may raise `RunCancelledError`: it is only told where a run can stop and be resumed.
+    """
     token = _listener.set(listener)
     try:
         yield

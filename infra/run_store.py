@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from infra.object_store import ObjectStore, commit
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.peft_files import decode_adapter, folder_files
-from tasks.errors import ObjectNotFoundError, RunNotFoundError
+from tasks.errors import IntegrityError, ObjectNotFoundError, RunNotFoundError
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import Record, RoundRecord, RunSpec, check_digest, decode, encode, sha256
@@ -59,9 +59,18 @@ def read_run(store: ObjectStore, run_id: str) -> RunSpec:
 
 
 def read_records(store: ObjectStore, run_id: str) -> list[RoundRecord]:
-    """Read all records of a run in order of rounds, stopping at the first gap."""
+    """Read all records of a run in order of rounds, stopping at the first gap.
+
+    Raises:
+        IntegrityError: A record does not continue the one before it.
+    """
     records: list[RoundRecord] = []
-    while (found := find_record(store, RoundKeys(run_id, len(records)).record, RoundRecord)) is not None:
+    while (found := find_record(store, (key := RoundKeys(run_id, len(records)).record), RoundRecord)) is not None:
+        expected = sha256(encode(records[-1])) if records else ""
+        if found.previous_sha256 != expected:
+            raise IntegrityError(
+                key, "does not continue the record before it", got=found.previous_sha256, expected=expected
+            )
         records.append(found)
     return records
 

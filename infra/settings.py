@@ -28,7 +28,9 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         """Where adapters are exchanged."""
-        return self.store or str(self.home.resolve() / "store")
+        if "://" in self.store:
+            return self.store
+        return str(Path(self.store).resolve() if self.store else self.home.resolve() / "store")
 
     @property
     def mlflow_uri(self) -> str:

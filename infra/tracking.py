@@ -6,6 +6,7 @@ Only `MlflowClient` is used, never the fluent functions, which keep their state 
 """
 
 import contextlib
+import getpass
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,9 @@ class RunTracker:
         """Where a person looks: the run's page, or the command that shows a database without a server."""
         if urlsplit(self.tracking_uri).scheme in {"http", "https"}:
             root = readable(self.tracking_uri).rstrip("/")
-            return f"{root}/#/experiments/{self.experiment_id}/runs/{self.mlflow_run_id}"
+            # Without the workflow type, MLflow 3 shows the run among evaluations of language models.
+            page = f"{root}/#/experiments/{self.experiment_id}/runs/{self.mlflow_run_id}"
+            return f"{page}?workflowType=machine_learning"
         return f"mlflow ui --backend-store-uri {readable(self.tracking_uri)}"
 
     def log_params(self, flat: Mapping[str, object]) -> None:
@@ -279,7 +282,7 @@ def _adopt(client: "MlflowClient", experiment_id: str, run_id: str) -> str | Non
 
 
 def _create(client: "MlflowClient", experiment_id: str, run_id: str) -> str:
-    tags = {RUN_TAG: run_id, "mlflow.source.name": "rankweave"}
+    tags = {RUN_TAG: run_id, "mlflow.source.name": "rankweave", "mlflow.user": getpass.getuser()}
     return client.create_run(experiment_id, tags=tags, run_name=run_id).info.run_id
 
 

@@ -34,7 +34,7 @@ def aggregate_updates(
     """
     store = open_store(store_url)
     config = bench.config.aggregation
-    weights = weighting(config.weighting)([_contribution(a) for a in collection.accepted])
+    weights = weighting(config.weighting)([_contribution(a, plan.quality_metric) for a in collection.accepted])
     fold = aggregator(config.name).start()
     for position, (acceptance, weight) in enumerate(zip(collection.accepted, weights, strict=True)):
         fold.add(position, _read_update(store, plan, acceptance), weight)
@@ -45,12 +45,12 @@ def aggregate_updates(
     return Candidate(digest, plan.round_index, shares)
 
 
-def _contribution(acceptance: Acceptance) -> Contribution:
+def _contribution(acceptance: Acceptance, quality_metric: str) -> Contribution:
     return Contribution(
         client_id=acceptance.client_id,
         num_examples=acceptance.num_examples,
         update_norm=acceptance.update_norm,
-        quality=acceptance.metrics.get("validation_accuracy", acceptance.metrics.get("validation_token_accuracy")),
+        quality=acceptance.metrics.get(quality_metric),
     )
 
 

@@ -79,9 +79,10 @@ def close_round(  # the record is where everything about a round comes together
         model_version=result.model_version or previous.model_version,
         totals=_totals(plan, collection, previous, bench),
     )
-    record = commit_record(open_store(run.store_url), RoundKeys(run.run_id, plan.round_index).record, record)
+    # Logged before it is committed: a round that dies in between is logged once more, never not at all.
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     tracker.log_round(record.round_index, _mlflow_metrics(record))
+    record = commit_record(open_store(run.store_url), RoundKeys(run.run_id, plan.round_index).record, record)
     tell(_progress(record, plan, bench.config.rounds))
     return record
 
@@ -89,7 +90,7 @@ def close_round(  # the record is where everything about a round comes together
 def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Outcome:
     if not committed:
         return "failed"
-    return "committed" if len(collection.accepted) == len(plan.invitations) else "degraded"
+    return "committed" if len(collection.accepted) >= plan.cohort_size else "degraded"
 
 
 def _rank_changes(before: Mapping[str, int], decision: RankDecision | None) -> tuple[RankChange, ...]:
@@ -119,7 +120,7 @@ def _mlflow_metrics(record: RoundRecord) -> dict[str, float]:
     saved = {f"saved_{a}_frac": saved_fraction(record.totals, a) for a in ("full_fine_tuning", "max_rank", "no_codec")}
     counts = {
         "clients_accepted": float(len(record.collection.accepted)),
-        "clients_refused": float(len(record.collection.refused)),
+        "clients_refused": float(sum(r.round_index == record.round_index for r in record.collection.refused)),
         "clients_missing": float(len(record.collection.missing)),
     }
     return {**record.metrics, **totals, **saved, **counts}

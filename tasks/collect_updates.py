@@ -53,13 +53,14 @@ def collect_updates(
 ) -> Collection:
     """Collect a round's updates and fix which of them count.
 
-    Waits until every invited client has been accepted, until grace after quorum or the deadline has passed, or until
-    nothing that was dispatched still runs. What comes later is recorded as late in the next round.
+    Waits until the cohort is full or every invited client has answered, until grace after quorum or the deadline has
+    passed, or until nothing that was dispatched still runs. What comes later is recorded as late in the next round.
+    What runs is not stopped here: this step may be tried again, and then waits for it.
 
     Args:
         plan: The round's plan.
         store_url: Where adapters are exchanged.
-        dispatched: The client runs under way; asked to stop at the end.
+        dispatched: The client runs under way.
         patience: How long to wait.
         num_rounds: Rounds of the run, for progress.
 
@@ -71,10 +72,7 @@ def collect_updates(
     if (existing := find_record(store, key, Collection)) is not None:
         return existing
     inbox = Inbox(store, plan)
-    try:
-        _wait(inbox, dispatched, patience, num_rounds)
-    finally:
-        dispatched.stop()
+    _wait(inbox, dispatched, patience, num_rounds)
     return commit_record(store, key, inbox.close())
 
 
@@ -84,8 +82,10 @@ def _wait(inbox: Inbox, dispatched: Dispatched, patience: Patience, num_rounds: 
     while True:
         may_bring_more = dispatched.is_running()  # asked before looking, so that nothing falls between
         inbox.look()
-        tell(Progress(plan.run_id, plan.round_index, num_rounds, "client", inbox.num_answered, len(plan.invitations)))
-        if len(inbox.accepted) == len(plan.invitations) or not may_bring_more:
+        answered, invited = inbox.num_answered, len(plan.invitations)
+        tell(Progress(plan.run_id, plan.round_index, num_rounds, "client", clients_done=answered, clients=invited))
+        is_full = len(inbox.accepted) >= plan.cohort_size or inbox.num_answered == len(plan.invitations)
+        if is_full or not may_bring_more:
             return
         now = patience.clock()
         if len(inbox.accepted) >= plan.quorum:

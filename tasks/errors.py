@@ -110,6 +110,8 @@ class RunNotFoundError(ConfigError):
 class AdapterFormatError(RankweaveError):
     """Raised when files are not a PEFT LoRA adapter that can be read."""
 
+    exit_code = 2
+
 
 class UnsupportedAdapterError(AdapterFormatError):
     """Raised when an adapter uses a PEFT feature that has no correct aggregate here (DoRA, grouped conv, ...)."""
@@ -121,6 +123,8 @@ class AdapterShapeError(RankweaveError):
 
 class BaseModelMismatchError(RankweaveError):
     """Raised when an adapter was made for another base model."""
+
+    exit_code = 2
 
 
 class NonFiniteUpdateError(RankweaveError):
@@ -137,6 +141,8 @@ class EmptyCohortError(RankweaveError):
 
 class MixedRanksError(RankweaveError):
     """Raised when a method that needs equal ranks is given different ones."""
+
+    exit_code = 2
 
 
 class FoldOrderError(RankweaveError):
@@ -224,12 +230,20 @@ class IntegrityError(RankweaveError):
     """Raised when bytes do not have the digest or size that was recorded for them."""
 
 
+class RecordFormatError(IntegrityError):
+    """Raised when bytes are not the record they should be: not JSON, unknown fields, values out of bounds."""
+
+
 class StoreError(RankweaveError):
     """Raised when the object store refuses: credentials, missing bucket, malformed URL."""
+
+    exit_code = 2
 
 
 class StoreUnavailableError(Transient, StoreError):
     """Raised when the object store does not answer, or answers that it cannot now."""
+
+    exit_code = 1
 
 
 class RegistryError(RankweaveError):

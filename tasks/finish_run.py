@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
@@ -10,11 +10,12 @@ from infra.model_registry import CHALLENGER, open_registry
 from infra.object_store import open_store
 from infra.run_store import read_records
 from infra.tracking import RunTracker, open_tracker
+from tasks.errors import RegistryError
 from tasks.rounds.records import RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary, summarise
 
 
-@task(name="finish-run", **task_options())
+@task(name="finish-run", task_run_name="finish run", **task_options())
 def finish_run(run: RunHandle, bench: Workbench, *, outcome: str) -> RunSummary:
     """Write down what came out.
 
@@ -40,15 +41,19 @@ def finish_run(run: RunHandle, bench: Workbench, *, outcome: str) -> RunSummary:
     return summary
 
 
-@task(name="abandon-run", **task_options())
 def abandon_run(run: RunHandle, *, status: Literal["FAILED", "KILLED"]) -> None:
     """Mark a run that did not reach its end; its records stay and it can be resumed.
+
+    Not a task: it runs while an error is on its way out, and must neither wait long nor hide that error.
 
     Args:
         run: The run.
         status: FAILED for an error, KILLED for a person or a signal.
     """
-    open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id).finish(status)
+    try:
+        open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id).finish(status)
+    except RegistryError as error:
+        get_run_logger().warning("run %s could not be marked %s: %s", run.run_id, status, error)
 
 
 def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
@@ -68,10 +73,11 @@ def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
             }
             for a in collection.accepted
         ]
-        answers = [(r.client_id, r.reason) for r in collection.refused] + [(c, "missing") for c in collection.missing]
+        answers = [(r.round_index, r.client_id, r.reason) for r in collection.refused]
+        answers += [(record.round_index, client, "missing") for client in collection.missing]
         clients += [
-            {"round": record.round_index, "client": c, "answer": answer, "rank": record.ranks.get(c, 0)}
-            for c, answer in answers
+            {"round": index, "client": client, "answer": answer, "rank": records[index - 1].ranks[client]}
+            for index, client, answer in answers
         ]
         ledger += [
             {

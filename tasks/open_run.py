@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from prefect import task
 
+from configs.loading import parse_config
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, open_store
@@ -17,7 +18,7 @@ from tasks.rounds.records import RoundRecord, RunSpec
 from tasks.rounds.summary import RunHandle
 
 
-@task(name="open-run", **task_options())
+@task(name="open-run", task_run_name="open run", **task_options())
 def open_run(run: RunHandle, bench: Workbench, *, now: datetime) -> RoundRecord:
     """Freeze the run's description, write round 0, and return the last finished round.
 
@@ -52,8 +53,10 @@ def _freeze(store: ObjectStore, run: RunHandle, bench: Workbench, now: datetime)
         created_at=now.isoformat(timespec="seconds"),
     )
     frozen = commit_record(store, keys.run_spec(run.run_id), spec)
-    if frozen.config != spec.config:
-        differing = sorted(name for name in spec.config if frozen.config.get(name) != spec.config[name])
+    # Read through today's form, so that a run from before a field existed gets that field's default.
+    frozen_config = Workbench(parse_config(frozen.config, f"run {run.run_id}")).frozen_config()
+    if frozen_config != spec.config:
+        differing = sorted(name for name in spec.config if frozen_config.get(name) != spec.config[name])
         raise RunConflictError(
             f"run {run.run_id}",
             f"exists with another config; sections that differ: {', '.join(differing)}",

@@ -9,6 +9,7 @@ from infra.run_store import commit_record, find_record, read_adapter
 from tasks.aggregators.table import aggregator
 from tasks.codecs.table import codec
 from tasks.cohorts.sampling import sample_cohort
+from tasks.errors import IntegrityError
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import Invitation, RoundPlan, RoundRecord, Share, sha256
@@ -29,12 +30,23 @@ def plan_round(run: RunHandle, round_index: int, previous: RoundRecord, bench: W
 
     Returns:
         The plan and the clients that still have to train.
+
+    Raises:
+        IntegrityError: The plan that lies there does not follow from the record before.
     """
     store = open_store(run.store_url)
     round_keys = RoundKeys(run.run_id, round_index)
     plan = find_record(store, round_keys.plan, RoundPlan)
     if plan is None:
         plan = commit_record(store, round_keys.plan, _plan(store, round_keys, previous, bench))
+    if plan.global_sha256 != previous.global_sha256:
+        raise IntegrityError(
+            round_keys.plan,
+            "was made for another global adapter",
+            got=plan.global_sha256,
+            expected=previous.global_sha256,
+            remedy="somebody changed this run's records; restore them or start a new run",
+        )
     return PlannedRound(plan, _pending(store, round_keys, plan))
 
 
@@ -65,7 +77,10 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
         shares=_cut_shares(store, round_keys, previous, bench, sorted({i.rank for i in invitations})),
         uplink_codec=config.exchange.uplink_codec,
         downlink_codec=config.exchange.downlink_codec,
-        quorum=min(config.cohort.quorum, len(invitations)),
+        cohort_size=min(config.cohort.cohort_size or len(invitations), len(invitations)),
+        quorum=config.cohort.quorum,
+        deadline_s=config.cohort.deadline_s,
+        quality_metric=bench.quality_metric,
     )
 
 

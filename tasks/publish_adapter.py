@@ -6,12 +6,12 @@ from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
-from infra.model_registry import CANDIDATE, open_registry
+from infra.model_registry import CANDIDATE, PARENT_TAG, open_registry
 from infra.object_store import open_store
 from infra.run_store import CONFIG, WEIGHTS
 from infra.tracking import open_tracker
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import RoundPlan, RoundRecord
+from tasks.rounds.records import RoundPlan, RoundRecord, check_digest
 from tasks.rounds.steps import Candidate
 from tasks.rounds.summary import RunHandle
 
@@ -31,9 +31,13 @@ def publish_adapter(
 
     Returns:
         The version number.
+
+    Raises:
+        IntegrityError: The adapter was altered since it was aggregated.
     """
     store, round_keys = open_store(run.store_url), RoundKeys(run.run_id, candidate.round_index)
     files = {name: store.get(round_keys.adapter(name)) for name in (WEIGHTS, CONFIG)}
+    check_digest(files[WEIGHTS], candidate.sha256, round_keys.adapter(WEIGHTS))
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     registry = open_registry(run.tracking_uri)
     name = bench.config.model_name
@@ -45,12 +49,10 @@ def publish_adapter(
         base_spec=bench.base_spec_json(),
         base_digest=bench.base.digest,
         tags={
-            "rankweave.run_id": run.run_id,
-            "rankweave.round": str(candidate.round_index),
             "aggregator": bench.config.aggregation.name,
             "ranks": json.dumps({i.client_id: i.rank for i in plan.invitations}),
             "adapter_sha256": candidate.sha256,
-            "parent_version": str(previous.model_version),
+            PARENT_TAG: str(previous.model_version),
         },
     )
     registry.set_alias(name, CANDIDATE, version.version)

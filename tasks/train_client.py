@@ -22,6 +22,7 @@ from tasks.rounds.records import (
     UpdateManifest,
     check_digest,
     encode,
+    finite_only,
     sha256,
 )
 from tasks.rounds.seeds import derive_seed
@@ -54,7 +55,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         should_stop: Asked at every step; an error it returns ends the training.
 
     Returns:
-        The committed manifest.
+        The committed manifest; that of an earlier try of the same attempt, if it got so far.
 
     Raises:
         RunNotFoundError: The round has no plan.
@@ -64,6 +65,9 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     """
     store = open_store(store_url)
     round_keys = RoundKeys(run_id, round_index)
+    manifest_key = round_keys.uplink(client_id, attempt, keys.MANIFEST)
+    if (existing := find_record(store, manifest_key, UpdateManifest)) is not None:
+        return existing
     plan = find_record(store, round_keys.plan, RoundPlan)
     if plan is None:
         raise RunNotFoundError(
@@ -88,11 +92,10 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         num_examples=result.num_examples,
         num_steps=result.num_steps,
         training_s=result.seconds,
-        downlink_bytes=len(message) + len(encode(plan)),
-        metrics=metrics,
+        metrics=finite_only(metrics),
     )
     commit(store, round_keys.uplink(client_id, attempt, keys.UPDATE), data)
-    commit(store, round_keys.uplink(client_id, attempt, keys.MANIFEST), encode(manifest))
+    commit(store, manifest_key, encode(manifest))
     return manifest
 
 
@@ -146,6 +149,7 @@ def _train(
     )
     metrics = {"first_loss": result.first_loss, "last_loss": result.last_loss, "mean_loss": result.mean_loss}
     if len(validation):
-        scores = evaluate(model, bench.train, batch_size=config.evaluation.batch_size, indices=validation)
+        size, device = config.evaluation.batch_size, bench.device
+        scores = evaluate(model, bench.train, batch_size=size, indices=validation, device=device)
         metrics |= {f"validation_{name}": value for name, value in scores.items()}
     return extract_adapter(model), result, metrics

@@ -18,7 +18,8 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
         attempt: The attempt under whose key the manifest lies.
 
     Raises:
-        UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share".
+        UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share",
+            or "no-quality" when the metric that weights rest on is missing.
     """
     subject = f"client {invitation.client_id}, round {plan.round_index}, manifest"
     share = plan.share_of(invitation)
@@ -31,6 +32,13 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
         "base_digest": (plan.base_digest, "wrong-base"),
         "share_sha256": (share.sha256, "wrong-share"),
     }
+    if plan.quality_metric and plan.quality_metric not in manifest.metrics:
+        raise UpdateRefusedError(
+            subject,
+            f"does not report {plan.quality_metric}, on which weights rest",
+            reason="no-quality",
+            remedy="set training.validation_frac, and give the client at least two examples",
+        )
     for name, (value, reason) in expected.items():
         got = getattr(manifest, name)
         if got != value:

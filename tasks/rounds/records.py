@@ -5,16 +5,21 @@ sorted on encoding so that equal records have equal bytes and therefore equal di
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from tasks.errors import IntegrityError
+from tasks.errors import IntegrityError, RecordFormatError
 from tasks.rounds.ledger import LedgerLine
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Outcome = Literal["initial", "committed", "degraded", "failed"]
+
+TRAINED: tuple[Outcome, ...] = ("committed", "degraded")
+"""Outcomes of a round that made a new global adapter."""
 
 R = TypeVar("R", bound="Record")
 
@@ -85,7 +90,10 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         shares: Rank (as text) -> what clients of that rank download.
         uplink_codec: How updates are encoded.
         downlink_codec: How shares are encoded.
+        cohort_size: Accepted updates wanted; with overshoot more clients are invited, and the first ones count.
         quorum: Fewest accepted updates for a valid round.
+        deadline_s: How long the server waits from the plan on [s].
+        quality_metric: Metric that every manifest must carry because weights rest on it; empty for none.
     """
 
     run_id: str
@@ -96,7 +104,10 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     shares: dict[str, Share]
     uplink_codec: str
     downlink_codec: str
+    cohort_size: int
     quorum: int
+    deadline_s: float
+    quality_metric: str = ""
 
     def share_of(self, invitation: Invitation) -> Share:
         """Return what this client downloads."""
@@ -119,7 +130,6 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
         num_examples: What its weight rests on.
         num_steps: Optimiser steps taken.
         training_s: Time in the training loop [s].
-        downlink_bytes: What it downloaded for this attempt, its plan and its share [bytes].
         metrics: Its own figures, e.g. loss and validation accuracy.
     """
 
@@ -135,7 +145,6 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
     num_examples: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
     num_steps: Count
     training_s: float
-    downlink_bytes: Count
     metrics: dict[str, float]
 
 
@@ -283,12 +292,17 @@ def decode(kind: type[R], data: bytes, subject: str) -> R:
         subject: What to name in an error, usually the key.
 
     Raises:
-        IntegrityError: Not JSON, unknown or missing fields, wrong types or out of bounds.
+        RecordFormatError: Not JSON, unknown or missing fields, wrong types or out of bounds.
     """
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise IntegrityError(subject, f"is not a {kind.__name__}: {error}") from error
+        raise RecordFormatError(subject, f"is not a {kind.__name__}: {error}") from error
+
+
+def finite_only(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are numbers: JSON has no word for infinity, which a diverged model's perplexity is."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def sha256(data: bytes) -> str:

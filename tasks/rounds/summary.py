@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.rounds.ledger import saved_fraction
-from tasks.rounds.records import Record, RoundRecord
+from tasks.rounds.records import TRAINED, Record, RoundRecord
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def summarise(records: list[RoundRecord], *, outcome: str, **where: Any) -> RunS
         where: The summary's remaining fields: model_name, tracking_url, store_url.
     """
     last = records[-1]
-    trained = [record for record in records if record.outcome in {"committed", "degraded"}]
+    trained = [record for record in records if record.outcome in TRAINED]
     return RunSummary(
         run_id=last.run_id,
         outcome=outcome,

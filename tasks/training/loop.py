@@ -21,7 +21,7 @@ from tasks.errors import DataError, ModelError, RankweaveError, TrainingDiverged
 from tasks.local_methods.table import LocalMethod
 from tasks.rounds.seeds import derive_seed
 from tasks.training.randomness import seeded
-from tasks.training.spec import OPTIMIZERS, TrainingSpec, limited_threads, resolve_device, uses_bf16
+from tasks.training.spec import OPTIMIZERS, TrainingSpec, resolve_device, uses_bf16
 
 __all__ = ["TrainingResult", "TrainingSpec", "train"]
 
@@ -92,8 +92,7 @@ def train(  # noqa: PLR0913  what, on what, how, and three things the caller alo
     was_training = model.training
     model.train()
     try:
-        with limited_threads(spec.cpu_threads):
-            losses = _train(_Step(model, spec, device, method, seed), examples, indices, should_stop)
+        losses = _train(_Step(model, spec, device, method, seed), examples, indices, should_stop)
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)

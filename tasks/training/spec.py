@@ -29,8 +29,6 @@ class TrainingSpec:
         accumulation_steps: Batches per optimizer step.
         precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, fp32 elsewhere.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
-        cpu_threads: Threads of torch while training; 0 leaves them as they are. One is best for small networks, and
-            where several clients share the cores.
     """
 
     epochs: int = 1
@@ -44,7 +42,6 @@ class TrainingSpec:
     accumulation_steps: int = 1
     precision: str = "auto"
     device: str = "auto"
-    cpu_threads: int = 0
 
 
 def _adam(parameters: list[nn.Parameter], spec: TrainingSpec) -> torch.optim.Optimizer:
@@ -113,6 +110,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 @contextmanager
 def limited_threads(cpu_threads: int) -> Iterator[None]:
     """Let the block use so many CPU threads of torch, then put the number back.
+
+    The number is the whole process's: enter this around everything that trains, never in each of several threads.
 
     Args:
         cpu_threads: How many; 0 changes nothing.

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.small import OVERRIDES
+from flows.federated_training import federated_training
+from tests.flows.small import OVERRIDES, small_config
 
 pytestmark = [pytest.mark.e2e]
 
 PATIENCE_S = 180.0
 RANKWEAVE = Path(sys.executable).with_name("rankweave")
-CONFIG = [
-    "digits-staircase",
-    *(word for o in [*OVERRIDES, "rounds=6", "training.epochs=4"] for word in ("--set", o)),
-    "--json",
-]
+CHANGES = ["rounds=5", "training.epochs=4"]
+CONFIG = ["digits-staircase", *(word for o in [*OVERRIDES, *CHANGES] for word in ("--set", o)), "--json"]
 
 
 def start(home, *words):
@@ -46,10 +44,9 @@ def wait_for_round(home, round_index, process):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("prefect_backend", "home")
 def test_cancel_then_kill_then_resume_ends_as_the_uninterrupted_run(tmp_path):
-    code, whole, _ = finish(start(tmp_path / "whole", "run", *CONFIG))
-    assert (code, whole["outcome"], whole["rounds"]) == (0, "committed", 6)
-
+    whole = federated_training(small_config(*CHANGES))
     home = tmp_path / "broken"
     cancelled = start(home, "run", *CONFIG)
     wait_for_round(home, 1, cancelled)
@@ -60,6 +57,11 @@ def test_cancel_then_kill_then_resume_ends_as_the_uninterrupted_run(tmp_path):
     assert "Traceback" not in err
     run_id = answer["error"].split("rankweave resume ")[1].split("`")[0]
 
+    terminated = start(home, "resume", run_id, "--json")
+    wait_for_round(home, 2, terminated)
+    terminated.send_signal(signal.SIGTERM)
+    assert finish(terminated)[:2] == (7, {**answer, "error": answer["error"]})
+
     killed = start(home, "resume", run_id, "--json")
     wait_for_round(home, 3, killed)
     killed.send_signal(signal.SIGKILL)
@@ -67,7 +69,7 @@ def test_cancel_then_kill_then_resume_ends_as_the_uninterrupted_run(tmp_path):
     assert killed.returncode == -signal.SIGKILL
 
     code, resumed, _ = finish(start(home, "resume", run_id, "--json"))
-    assert (code, resumed["outcome"], resumed["rounds"]) == (0, "committed", 6)
-    assert resumed["adapter_sha256"] == whole["adapter_sha256"]
-    assert resumed["model_version"] == whole["model_version"] == 6
-    assert resumed["metrics"] == whole["metrics"]
+    assert (code, resumed["outcome"], resumed["rounds"]) == (0, "committed", 5)
+    assert resumed["adapter_sha256"] == whole.adapter_sha256
+    assert resumed["model_version"] == whole.model_version == 5
+    assert resumed["metrics"] == whole.metrics

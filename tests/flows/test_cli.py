@@ -106,9 +106,9 @@ def test_aggregating_one_adapter_gives_it_back(monkeypatch, capsys, tmp_path, fi
         (("--method", "rbla", "{one}=0"), 2, "has no usable weight"),
         (("--method", "rbla", "{one}=nan"), 2, "has no usable weight"),
         (("--method", "rbla", "{one}=1", "{one}=2"), 2, "the same folder is given twice"),
-        (("--method", "fedavg", "{one}=1", "{two}=3"), 1, "fc"),
-        (("--method", "rbla", "{one}=1", "{other}=3"), 1, "base_model_name_or_path is not that of"),
-        (("--method", "rbla", "{missing}=1"), 1, "missing"),
+        (("--method", "fedavg", "{one}=1", "{two}=3"), 2, "fc"),
+        (("--method", "rbla", "{one}=1", "{other}=3"), 2, "base_model_name_or_path is not that of"),
+        (("--method", "rbla", "{missing}=1"), 2, "missing"),
     ],
 )
 def test_bad_aggregations_end_in_one_sentence_and_write_nothing(

@@ -117,7 +117,8 @@ def test_a_round_without_quorum_fails_loudly_and_leaves_the_adapter_unchanged(mo
 
     monkeypatch.setattr(flows.client_update.train_client, "fn", honest)
     summary = federated_training(small_config(f"resume_run={run_id}"))
-    assert [r.outcome for r in records_of(summary)] == ["initial", "failed", "committed"]
+    assert [r.outcome for r in records_of(summary)] == ["initial", "failed", "committed", "committed"]
+    assert summary.rounds == 2, "a failed round is no substitute for a trained one"
 
 
 @pytest.mark.parametrize("step", ["collect_updates", "aggregate_updates", "publish_adapter", "close_round"])

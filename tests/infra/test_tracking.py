@@ -149,7 +149,7 @@ def test_tags_replace_their_values(tracker):
 def test_where_to_look_is_a_command_for_sqlite_and_a_page_for_http(tracker, store):
     served = RunTracker(tracker.client, "http://user:secret@mlflow.example:5000/", "7", "abc", "r-1")
     assert tracker.ui_url == f"mlflow ui --backend-store-uri {store}"
-    assert served.ui_url == "http://mlflow.example:5000/#/experiments/7/runs/abc"
+    assert served.ui_url == "http://mlflow.example:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
 
 
 def test_an_experiment_in_the_trash_is_refused_with_the_remedy(store):

@@ -21,7 +21,9 @@ PLAN = RoundPlan(
     shares={"2": SHARE},
     uplink_codec="fp32",
     downlink_codec="fp32",
+    cohort_size=1,
     quorum=1,
+    deadline_s=60.0,
 )
 
 

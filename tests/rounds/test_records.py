@@ -24,7 +24,6 @@ def manifest(**changes):
         "num_examples": 5,
         "num_steps": 2,
         "training_s": 0.1,
-        "downlink_bytes": 7,
         "metrics": {"loss": 0.5},
     }
     return UpdateManifest(**(fields | changes))
