@@ -66,13 +66,19 @@ def run_experiment(config: ExperimentConfig, label: str = "") -> RunSummary:
     Raises:
         RunCancelledError: A person stopped it.
     """
-    address = embed_prefect(read_settings().home)
+    seen = [config.resume_run]
     with _asked_to_stop() as asked:
+        address = embed_prefect(read_settings().home)
+        from prefect.exceptions import TerminationSignal
+
         from flows.federated_training import federated_training
 
         ERR.print(f"Watch the run at {address}")
-        with _progress_bar(label or config.name, config, asked):
-            return federated_training(config)
+        try:
+            with _progress_bar(label or config.name, config, asked, seen):
+                return federated_training(config)
+        except (KeyboardInterrupt, TerminationSignal):  # a second signal, or one that came before the first round
+            raise _cancelled(seen[-1] or config.name) from None
 
 
 @contextmanager
@@ -100,13 +106,12 @@ def _catch_signals(asked: threading.Event) -> dict[signal.Signals, Any]:
     return {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
-def _stop_if(asked: threading.Event, run_id: str) -> None:
-    if asked.is_set():
-        raise RunCancelledError(f"run {run_id}", "was cancelled", remedy=f"go on with `rankweave resume {run_id}`")
+def _cancelled(run_id: str) -> RunCancelledError:
+    return RunCancelledError(f"run {run_id}", "was cancelled", remedy=f"go on with `rankweave resume {run_id}`")
 
 
 @contextmanager
-def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event) -> Iterator[None]:
+def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event, seen: list[str]) -> Iterator[None]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -125,7 +130,9 @@ def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event) 
             if event.stage == "start":
                 done = event.rounds_done
                 _catch_signals(asked)  # again, because Prefect has put its own handler in place for the run
-            _stop_if(asked, event.run_id)
+            seen.append(event.run_id)
+            if asked.is_set():
+                raise _cancelled(event.run_id)
             if event.stage == "client":
                 bar.update(line, completed=done + 0.999 * event.clients_done / event.clients)
             elif event.stage == "round":

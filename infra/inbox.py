@@ -34,8 +34,9 @@ _REASONS = {
 }
 _WORDS = {keys.UPDATE: "update", keys.MANIFEST: "manifest", keys.FAILURE: "failure"}
 MAX_RECORD_BYTES = 1024 * 1024
+"""A manifest or a word of failure larger than this is none, and is not read to its end."""
 MAX_WORDS = 2000
-"""A client's own words about its failure are cut to this length."""
+"""Refusals quote clients; what they say is cut to this length."""
 
 
 @dataclass
@@ -98,10 +99,10 @@ class Inbox:
         except RankweaveError as error:
             if isinstance(error, Transient):  # the store's fault, not the client's: the step is retried
                 raise
-            reason = error.reason if isinstance(error, UpdateRefusedError) else _reason(error)
-            self._refuse(self.keys, client, attempt, reason, str(error))
+            self._refuse(self.keys, client, attempt, _reason(error), str(error))
 
     def _refuse(self, round_keys: RoundKeys, client: str, attempt: int, reason: str, detail: str) -> Refusal:
+        reason, detail = reason[:MAX_WORDS], detail[:MAX_WORDS]
         refusal = Refusal(
             client_id=client,
             round_index=round_keys.round_index,
@@ -118,7 +119,7 @@ class Inbox:
         client = invitation.client_id
         subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
-        claim = self.store.get(manifest_key)
+        claim = self._read_record(manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
         share = self.plan.share_of(invitation)
@@ -144,11 +145,19 @@ class Inbox:
         """Believe the key, not the words, about who failed: the words are the client's."""
         key = self.keys.uplink(client, attempt, keys.FAILURE)
         try:
-            failure = decode(ClientFailure, self.store.get(key), key)
-        except RecordFormatError as error:
-            self._refuse(self.keys, client, attempt, "unreadable", str(error)[:MAX_WORDS])
+            failure = decode(ClientFailure, self._read_record(key), key)
+        except (RecordFormatError, UpdateRefusedError) as error:
+            self._refuse(self.keys, client, attempt, _reason(error), str(error))
         else:
-            self._refuse(self.keys, client, attempt, failure.reason[:MAX_WORDS], failure.detail[:MAX_WORDS])
+            self._refuse(self.keys, client, attempt, failure.reason, failure.detail)
+
+    def _read_record(self, key: str) -> bytes:
+        data = self.store.get_range(key, 0, MAX_RECORD_BYTES + 1)
+        if len(data) > MAX_RECORD_BYTES:
+            raise UpdateRefusedError(
+                key, "is too large to be a record", reason="too-large", expected=f"at most {MAX_RECORD_BYTES} bytes"
+            )
+        return data
 
     def _ledger(self) -> tuple[LedgerLine, ...]:
         """Book every object that lies under the round's uplink, and one plan and one share for each attempt behind it.
@@ -191,4 +200,6 @@ def _line(client: str, attempt: int, direction: Literal["uplink", "downlink"], w
 
 
 def _reason(error: RankweaveError) -> str:
+    if isinstance(error, UpdateRefusedError):
+        return error.reason
     return _REASONS.get(type(error).__name__, "unreadable")
