@@ -63,9 +63,8 @@ def _variants(source: str, overrides: Sequence[str], vary: str) -> dict[str, Exp
 
 def _draw(folder: Path, summaries: dict[str, RunSummary], config: ExperimentConfig) -> Path:
     from configs.workbench import Workbench
-    from flows.run_page import curve
     from tasks.data.picture import plot_partition
-    from tasks.evaluation.plots import quality_by_bytes
+    from tasks.evaluation.plots import curve, quality_by_bytes
 
     store = open_store(read_settings().store_url)
     curves = {label: curve(read_records(store, s.run_id), config.metric) for label, s in summaries.items()}

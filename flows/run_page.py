@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
-from tasks.evaluation.plots import Curve, quality_by_bytes
+from tasks.evaluation.plots import curve, quality_by_bytes
 from tasks.rounds.records import RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary
 
@@ -41,15 +41,6 @@ class RunPage:
             key=f"result-{self.run.run_id}",
             description=f"{summary.outcome} after {summary.rounds} rounds: quality, bytes and rounds",
         )
-
-
-def curve(records: list[RoundRecord], metric: str) -> Curve:
-    """Return quality by bytes moved, one point a round that has the metric."""
-    scored = [record for record in records if metric in record.metrics]
-    return Curve(
-        moved_bytes=tuple(r.totals["uplink_bytes"] + r.totals["downlink_bytes"] for r in scored),
-        values=tuple(r.metrics[metric] for r in scored),
-    )
 
 
 def result_page(summary: RunSummary, records: list[RoundRecord], metric: str) -> str:

@@ -1,5 +1,7 @@
 """Verb: sum up a run, point `challenger` at what it made, and leave its tables in MLflow."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from prefect import get_run_logger, task
@@ -10,7 +12,9 @@ from infra.model_registry import CHALLENGER, open_registry
 from infra.object_store import open_store
 from infra.run_store import read_records
 from infra.tracking import RunTracker, open_tracker
+from tasks.data.picture import plot_partition
 from tasks.errors import RegistryError
+from tasks.evaluation.plots import curve, quality_by_bytes
 from tasks.rounds.records import RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary, summarise
 
@@ -37,6 +41,7 @@ def finish_run(run: RunHandle, bench: Workbench, *, outcome: str) -> RunSummary:
         if bench.config.publishing.crown_first:
             registry.crown_first(name, summary.model_version, f"first version, from run {run.run_id}")
     _log_tables(tracker, records)
+    _log_pictures(tracker, records, bench)
     tracker.finish("FINISHED")
     return summary
 
@@ -54,6 +59,17 @@ def abandon_run(run: RunHandle, *, status: Literal["FAILED", "KILLED"]) -> None:
         open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id).finish(status)
     except RegistryError as error:
         get_run_logger().warning("run %s could not be marked %s: %s", run.run_id, status, error)
+
+
+def _log_pictures(tracker: RunTracker, records: list[RoundRecord], bench: Workbench) -> None:
+    metric, labels = bench.config.metric, bench.raw.train.labels
+    with TemporaryDirectory() as folder:
+        quality, held = Path(folder, "quality-by-bytes.png"), Path(folder, "partition.png")
+        quality.write_bytes(quality_by_bytes({tracker.run_id: curve(records, metric)}, metric))
+        tracker.log_figure_file(quality)
+        if labels is not None:
+            plot_partition(bench.partition, labels, bench.raw.label_names, held)
+            tracker.log_figure_file(held)
 
 
 def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:

@@ -1,12 +1,12 @@
 """Verb: start a run, or pick up what a crash left of it."""
 
 from datetime import datetime
-from importlib.metadata import version
 
 from prefect import task
 
 from configs.loading import parse_config
 from configs.workbench import Workbench
+from infra.code_version import code_version
 from infra.engine import task_options
 from infra.object_store import ObjectStore, open_store
 from infra.run_store import commit_record, read_records, write_adapter
@@ -39,7 +39,7 @@ def open_run(run: RunHandle, bench: Workbench, *, now: datetime) -> RoundRecord:
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     tracker.log_params(bench.flat_config())
     tracker.log_json("config.json", bench.frozen_config())
-    tracker.set_tags({"rankweave.version": version("rankweave"), "rankweave.base_sha256": bench.base.digest})
+    tracker.set_tags({"rankweave.version": code_version(), "rankweave.base_sha256": bench.base.digest})
     records = read_records(store, run.run_id)
     return records[-1] if records else _write_initial(store, run, bench)
 
@@ -49,7 +49,7 @@ def _freeze(store: ObjectStore, run: RunHandle, bench: Workbench, now: datetime)
         run_id=run.run_id,
         config=bench.frozen_config(),
         base_digest=bench.base.digest,
-        code_version=version("rankweave"),
+        code_version=code_version(),
         created_at=now.isoformat(timespec="seconds"),
     )
     frozen = commit_record(store, keys.run_spec(run.run_id), spec)

@@ -1,10 +1,12 @@
 """Pictures a person looks at: quality by bytes moved. Figures are made without any global plotting state."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+
+from tasks.rounds.records import RoundRecord
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,15 @@ class Curve:
 
     moved_bytes: tuple[int, ...]
     values: tuple[float, ...]
+
+
+def curve(records: Sequence[RoundRecord], metric: str) -> Curve:
+    """Return quality by bytes moved, one point a round that has the metric."""
+    scored = [record for record in records if metric in record.metrics]
+    return Curve(
+        moved_bytes=tuple(r.totals["uplink_bytes"] + r.totals["downlink_bytes"] for r in scored),
+        values=tuple(r.metrics[metric] for r in scored),
+    )
 
 
 def quality_by_bytes(curves: Mapping[str, Curve], metric: str) -> bytes:

@@ -161,6 +161,8 @@ def test_mlflow_holds_metrics_by_round_and_tables():
     assert run.info.status == "FINISHED"
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert {"clients.json", "ledger.json", "config.json"} <= files
+    pictures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+    assert pictures == {"figures/quality-by-bytes.png", "figures/partition.png"}
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "ledger.json")).read_text(encoding="utf8"))
     position = table["columns"].index("bytes")
     assert sum(row[position] for row in table["data"]) == summary.uplink_bytes + summary.downlink_bytes

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from infra.directory_store import DirectoryStore
 from infra.inbox import MAX_RECORD_BYTES, MAX_WORDS, Inbox
 from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.adapters.products import dense_product
@@ -35,22 +36,22 @@ def staged(trained, tmp_path) -> Staged:
     return trained.copy(tmp_path / "store")
 
 
-class Wrapped:
-    """A store that may fail on the way to reading one key."""
+class Watched(DirectoryStore):
+    """A store in which reading one key raises the given errors first, and is remembered."""
 
-    def __init__(self, store, key, errors):
-        self._store, self._key, self._errors = store, key, iter(errors)
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
+    def __init__(self, staged, key, *errors):
+        super().__init__(staged.folder)
+        self._key, self._errors, self.whole, self.longest = key, iter(errors), 0, 0
 
     def get(self, key):
+        self.whole += key == self._key
         self._strike(key)
-        return self._store.get(key)
+        return super().get(key)
 
     def get_range(self, key, start, length):
+        self.longest = max(self.longest, length if key == self._key else 0)
         self._strike(key)
-        return self._store.get_range(key, start, length)
+        return super().get_range(key, start, length)
 
     def _strike(self, key):
         if key == self._key and (error := next(self._errors, None)) is not None:
@@ -157,28 +158,23 @@ def test_bytes_that_are_no_tensors_are_unreadable(staged):
 def test_a_too_large_update_is_refused_without_being_read(staged):
     key = staged.key("c00", keys.UPDATE)
     staged.store.put(key, bytes(2_000_000))
-    inbox = Inbox(Wrapped(staged.store, key, [AssertionError("a too large update was read")]), staged.plan)
+    store = Watched(staged, key)
+    inbox = Inbox(store, staged.plan)
     inbox.look()
     assert_only_refused(inbox, "too-large")
+    assert (store.whole, store.longest) == (0, 0)
 
 
 @pytest.mark.parametrize("name", [keys.MANIFEST, keys.FAILURE])
 def test_a_record_too_large_to_be_one_is_refused_without_being_read_whole(staged, name):
     staged.store.delete(staged.key("c00", keys.MANIFEST))
     staged.store.put(staged.key("c00", name), b" " * (MAX_RECORD_BYTES + 1))
-
-    class Bounded(Wrapped):
-        def get_range(self, key, start, length):
-            assert length <= MAX_RECORD_BYTES + 1
-            return super().get_range(key, start, length)
-
-        def get(self, key):
-            assert key != self._key, "read whole"
-            return super().get(key)
-
-    inbox = Inbox(Bounded(staged.store, staged.key("c00", name), []), staged.plan)
+    store = Watched(staged, staged.key("c00", name))
+    inbox = Inbox(store, staged.plan)
     inbox.look()
     assert_only_refused(inbox, "too-large")
+    assert store.whole == 0
+    assert store.longest <= MAX_RECORD_BYTES + 1
 
 
 def test_a_second_attempt_counts_after_a_refused_first_and_both_are_booked(staged):
@@ -246,7 +242,7 @@ def test_a_round_that_nobody_answered_misses_everybody(tmp_path):
 @pytest.mark.parametrize("name", [keys.UPDATE, keys.MANIFEST])
 def test_a_store_that_does_not_answer_blames_nobody_and_the_next_look_goes_on(staged, name):
     outage = StoreUnavailableError("store", "does not answer")
-    inbox = Inbox(Wrapped(staged.store, staged.key("c01", name), [outage]), staged.plan)
+    inbox = Inbox(Watched(staged, staged.key("c01", name), outage), staged.plan)
     with pytest.raises(StoreUnavailableError):
         inbox.look()
     assert (inbox.refused, "c01" in inbox.accepted) == ({}, False)
