@@ -6,6 +6,7 @@ from typing import Literal
 from infra.object_store import ObjectStore
 from infra.run_store import find_record, quarantine
 from tasks.adapters.admission import admit
+from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.products import adapter_distance
 from tasks.codecs.table import codec
 from tasks.errors import RankweaveError, RecordFormatError, Transient, UpdateRefusedError
@@ -82,20 +83,27 @@ class Inbox:
     def close(self) -> Collection:
         """Say who counts, who does not and who never answered."""
         invited = {invitation.client_id for invitation in self.plan.invitations}
+        late, late_lines = self._late()
+        lines = [*late_lines, *_booked(self.store, self.plan)]
+        counted = {(acceptance.client_id, acceptance.attempt) for acceptance in self.accepted.values()}
         return Collection(
             accepted=tuple(self.accepted[client] for client in sorted(self.accepted)),
-            refused=(*self._late(), *(self.refused[key] for key in sorted(self.refused))),
+            # A client that lost the answer to its manifest may have called its own accepted attempt a failure.
+            refused=(*late, *(self.refused[key] for key in sorted(self.refused.keys() - counted))),
             missing=tuple(sorted(invited - self._answered())),
-            ledger=self._ledger(),
+            ledger=tuple(sorted(lines, key=lambda line: (line.client_id, line.attempt, line.direction, line.what))),
         )
 
     def _answered(self) -> set[str]:
         return {*self.accepted, *(client for client, _ in self.refused)}
 
     def _take(self, invitation: Invitation, attempt: int) -> None:
-        client = invitation.client_id
+        client, share = invitation.client_id, self.plan.share_of(invitation)
+        # Read outside the try: a damaged share is the server's own fault, no client's.
+        message = check_digest(self.store.get(share.key), share.sha256, share.key)
+        start = codec(self.plan.downlink_codec).decode(message, None)
         try:
-            self.accepted[client] = self._admit(invitation, attempt)
+            self.accepted[client] = self._admit(invitation, attempt, start)
         except RankweaveError as error:
             if isinstance(error, Transient):  # the store's fault, not the client's: the step is retried
                 raise
@@ -115,16 +123,13 @@ class Inbox:
         quarantine(self.store, round_keys.quarantine(client, attempt), reason, detail)
         return refusal
 
-    def _admit(self, invitation: Invitation, attempt: int) -> Acceptance:
+    def _admit(self, invitation: Invitation, attempt: int, start: LoraAdapter) -> Acceptance:
         client = invitation.client_id
         subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
         claim = self._read_record(manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
-        share = self.plan.share_of(invitation)
-        message = check_digest(self.store.get(share.key), share.sha256, share.key)
-        start = codec(self.plan.downlink_codec).decode(message, None)
         update_key = self.keys.uplink(client, attempt, keys.UPDATE)
         check_update_size(self.store.size(update_key) or 0, start, subject)
         data = check_digest(self.store.get(update_key), manifest.update_sha256, update_key)
@@ -159,40 +164,48 @@ class Inbox:
             )
         return data
 
-    def _ledger(self) -> tuple[LedgerLine, ...]:
-        """Book every object that lies under the round's uplink, and one plan and one share for each attempt behind it.
-
-        Whether it counted does not matter: refused, repeated and orphaned uploads crossed the link as well.
-        """
-        invitations = {invitation.client_id: invitation for invitation in self.plan.invitations}
-        plan_bytes, lines, attempts = len(encode(self.plan)), [], set()
-        for found in self.store.list(self.keys.uplinks):
-            parsed = self.keys.parse_uplink(found.key)
-            if parsed is None or parsed[0] not in invitations:
-                continue
-            client, attempt, name = parsed
-            attempts.add((client, attempt))
-            lines.append(_line(client, attempt, "uplink", _WORDS.get(name, "other"), found.size))
-        for client, attempt in attempts:
-            lines.append(_line(client, attempt, "downlink", "plan", plan_bytes))
-            share = self.plan.share_of(invitations[client])
-            lines.append(_line(client, attempt, "downlink", "share", share.num_bytes))
-        return tuple(sorted(lines, key=lambda line: (line.client_id, line.attempt, line.direction, line.what)))
-
-    def _late(self) -> tuple[Refusal, ...]:
-        """Name clients that answered the round before after it had been fixed without them."""
+    def _late(self) -> tuple[tuple[Refusal, ...], list[LedgerLine]]:
+        """Name and book what arrived for the round before after its collection had been fixed."""
         before = RoundKeys(self.plan.run_id, self.plan.round_index - 1)
         fixed = find_record(self.store, before.collection, Collection)
-        if fixed is None or not fixed.missing:
-            return ()
-        late = []
-        for found in self.store.list(before.uplinks):
-            parsed = before.parse_uplink(found.key)
-            if parsed is not None and parsed[2] == keys.MANIFEST and parsed[0] in fixed.missing:
-                client, attempt, _ = parsed
-                detail = f"client {client}, round {before.round_index}: update arrived after the round was closed"
-                late.append(self._refuse(before, client, attempt, "late", detail))
-        return tuple(late)
+        plan = find_record(self.store, before.plan, RoundPlan)
+        if fixed is None or plan is None:
+            return (), []
+        lines = [line for line in _booked(self.store, plan) if line not in fixed.ledger]
+        late = [
+            self._refuse(
+                before,
+                line.client_id,
+                line.attempt,
+                "late",
+                f"client {line.client_id}, round {before.round_index}: update arrived after the round was closed",
+            )
+            for line in lines
+            if line.what == "manifest" and line.client_id in fixed.missing
+        ]
+        return tuple(late), lines
+
+
+def _booked(store: ObjectStore, plan: RoundPlan) -> list[LedgerLine]:
+    """Book every object that lies under a round's uplink, and one plan and one share for each attempt behind it.
+
+    Whether it counted does not matter: refused, repeated and orphaned uploads crossed the link as well.
+    """
+    round_keys = RoundKeys(plan.run_id, plan.round_index)
+    invitations = {invitation.client_id: invitation for invitation in plan.invitations}
+    plan_bytes, lines, attempts = len(encode(plan)), [], set()
+    for found in store.list(round_keys.uplinks):
+        parsed = round_keys.parse_uplink(found.key)
+        if parsed is None or parsed[0] not in invitations:
+            continue
+        client, attempt, name = parsed
+        attempts.add((client, attempt))
+        lines.append(_line(client, attempt, "uplink", _WORDS.get(name, "other"), found.size))
+    for client, attempt in attempts:
+        lines.append(_line(client, attempt, "downlink", "plan", plan_bytes))
+        share = plan.share_of(invitations[client])
+        lines.append(_line(client, attempt, "downlink", "share", share.num_bytes))
+    return lines
 
 
 def _line(client: str, attempt: int, direction: Literal["uplink", "downlink"], what: str, num_bytes: int) -> LedgerLine:

@@ -110,7 +110,8 @@ def _totals(plan: RoundPlan, collection: Collection, previous: RoundRecord, benc
         full_parameters=bench.base.num_parameters,
         max_rank_parameters=adapter_parameters(shapes, bench.ceilings, dense),
         own_rank_parameters={
-            i.client_id: adapter_parameters(shapes, plan.share_of(i).ranks, dense) for i in plan.invitations
+            client: adapter_parameters(shapes, bench.module_ranks(rank), dense)
+            for client, rank in previous.ranks.items()
         },
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tasks.errors import ConfigError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,2}")
 MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 UPDATE = "update.safetensors"
@@ -98,6 +99,6 @@ class RoundKeys:
     def parse_uplink(self, key: str) -> tuple[str, int, str] | None:
         """Split an uplink key into client, attempt and file name; None when it is not one of ours."""
         parts = key.removeprefix(self.uplinks).split("/")
-        if not key.startswith(self.uplinks) or len(parts) != 3 or not parts[1].isdecimal():
+        if not key.startswith(self.uplinks) or len(parts) != 3 or not _ATTEMPT.fullmatch(parts[1]):
             return None
         return parts[0], int(parts[1]), parts[2]

@@ -90,7 +90,7 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         shares: Rank (as text) -> what clients of that rank download.
         uplink_codec: How updates are encoded.
         downlink_codec: How shares are encoded.
-        cohort_size: Accepted updates wanted; with overshoot more clients are invited, and the first ones count.
+        cohort_size: Accepted updates wanted: the round ends as soon as it has them. Overshoot invites more clients.
         quorum: Fewest accepted updates for a valid round.
         deadline_s: How long the server waits from the plan on [s].
         quality_metric: Metric that every manifest must carry because weights rest on it; empty for none.

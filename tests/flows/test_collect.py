@@ -257,7 +257,15 @@ def test_a_late_update_is_named_in_the_next_round_and_answers_nothing_there(over
     collection = collect(overdue, Scripted({}, ends_at=0.0))
     assert [(r.client_id, r.round_index, r.attempt, r.reason) for r in collection.refused] == [("c04", 1, 1, "late")]
     assert (collection.accepted, collection.missing) == ((), tuple(CLIENTS))
-    assert collection.ledger == ()
+
+
+def test_a_late_update_is_booked_once_where_it_was_noticed(overdue):
+    ledger = collect(overdue, Scripted({}, ends_at=0.0)).ledger
+    keys = RoundKeys("small-1", 1)
+    lying = {found.size for found in overdue.store.list(f"{keys.uplinks}c04/")}
+    assert {line.num_bytes for line in ledger if line.direction == "uplink"} == lying
+    assert sorted(line.what for line in ledger) == ["manifest", "plan", "share", "update"]
+    assert collect(overdue.next(), Scripted({}, ends_at=0.0)).ledger == ()
 
 
 def test_a_late_update_is_quarantined_under_its_own_round(overdue):

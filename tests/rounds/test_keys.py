@@ -34,7 +34,17 @@ def test_uplink_keys_parse_back(client, attempt):
     assert ROUND.parse_uplink(key) == (client, attempt, keys.UPDATE)
 
 
-@pytest.mark.parametrize("stray", ["c01", "c01/1", "c01/one/manifest.json", "c01/1/2/manifest.json"])
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "c01",
+        "c01/1",
+        "c01/one/manifest.json",
+        "c01/01/manifest.json",
+        "c01/1000/manifest.json",
+        "c01/1/2/manifest.json",
+    ],
+)
 def test_strange_objects_under_uplink_are_not_ours(stray):
     assert ROUND.parse_uplink(ROUND.uplinks + stray) is None
     assert ROUND.parse_uplink("elsewhere/c01/1/manifest.json") is None
