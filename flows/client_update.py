@@ -18,6 +18,7 @@ from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import UpdateManifest
 from tasks.rounds.steps import Ticket
 from tasks.train_client import report_failure, train_client
+from tasks.training.spec import limited_threads
 
 ShouldStop = Callable[[], RankweaveError | None]
 
@@ -53,7 +54,8 @@ def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 
         bench=Workbench(config),
         should_stop=until(config.cohort.deadline_s),
     )
-    outcome = _work_and_report(work, store, round_keys, client_id, attempt)
+    with limited_threads(config.training.cpu_threads):
+        outcome = _work_and_report(work, store, round_keys, client_id, attempt)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome.update_sha256

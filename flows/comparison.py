@@ -12,7 +12,7 @@ from configs.loading import load_config
 from flows.console import ERR, as_text, result_table, run_experiment
 from infra.object_store import open_store
 from infra.run_store import read_records
-from infra.settings import read_settings
+from infra.settings import Settings, read_settings
 from tasks.errors import ConfigError
 from tasks.rounds.summary import RunSummary
 
@@ -33,6 +33,7 @@ def compare_runs(source: str, overrides: Sequence[str], *, vary: str, out: str) 
         ConfigError: `vary` is not of that form, or a value does not fit.
     """
     variants = _variants(source, overrides, vary)
+    settings = read_settings()  # before the runs, which leave the address of a server of their own behind
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def compare_runs(source: str, overrides: Sequence[str], *, vary: str, out: str) 
     figures = {value: msgspec.to_builtins(summary) for value, summary in summaries.items()}
     (folder / "comparison.json").write_text(json.dumps(figures, indent=2, sort_keys=True), encoding="utf8")
     ERR.print()
-    text = "\n".join([as_text(result_table(summaries)), "", *_where_to_look(summaries, plot)])
+    text = "\n".join([as_text(result_table(summaries)), "", *_where_to_look(settings, summaries, plot)])
     return {"runs": figures, "plot": str(plot), "text": text}
 
 
@@ -76,8 +77,8 @@ def _draw(folder: Path, summaries: dict[str, RunSummary], config: ExperimentConf
     return path
 
 
-def _where_to_look(summaries: dict[str, RunSummary], plot: Path) -> list[str]:
-    settings, first = read_settings(), next(iter(summaries.values()))
+def _where_to_look(settings: Settings, summaries: dict[str, RunSummary], plot: Path) -> list[str]:
+    first = next(iter(summaries.values()))
     prefect = settings.prefect_api_url or f"PREFECT_HOME={settings.home.resolve() / 'prefect'} prefect server start"
     return [
         "Where to look",

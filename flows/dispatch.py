@@ -15,6 +15,7 @@ from tasks.errors import ConfigError, DeadlineExceededError, RankweaveError
 from tasks.rounds.records import RoundPlan
 from tasks.rounds.steps import Ticket
 from tasks.rounds.summary import RunHandle
+from tasks.training.spec import keep_to_threads
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -32,9 +33,13 @@ class Inline:
         tickets: What to run.
         run_one: Runs one client; called with a ticket and a function that says whether to stop.
         workers: Clients at once.
+        cpu_threads: Threads of torch for each of them; 0 leaves them as they are.
     """
 
-    def __init__(self, tickets: Sequence[Ticket], run_one: Callable[..., None], *, workers: int) -> None:
+    def __init__(
+        self, tickets: Sequence[Ticket], run_one: Callable[..., None], *, workers: int, cpu_threads: int = 0
+    ) -> None:
+        self._cpu_threads = cpu_threads
         self._stopped = threading.Event()
         self._news = threading.Condition()
         self._unfinished = len(tickets)
@@ -61,6 +66,7 @@ class Inline:
         self._stopped.set()
 
     def _work(self) -> None:
+        keep_to_threads(self._cpu_threads)
         while not self._stopped.is_set():
             try:
                 ticket = self._todo.get_nowait()
@@ -216,4 +222,4 @@ def dispatch_clients(
     def run_one(ticket: Ticket, should_stop: Callable[[], RankweaveError | None]) -> None:
         run_client(run.store_url, run.run_id, plan.round_index, ticket, bench=bench, should_stop=should_stop)
 
-    return Inline(tickets, run_one, workers=config.inline_workers)
+    return Inline(tickets, run_one, workers=config.inline_workers, cpu_threads=bench.config.training.cpu_threads)

@@ -111,7 +111,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 def limited_threads(cpu_threads: int) -> Iterator[None]:
     """Let the block use so many CPU threads of torch, then put the number back.
 
-    The number is the whole process's: enter this around everything that trains, never in each of several threads.
+    Enter this around everything that trains, in the thread that starts it. The number has two homes: torch's, for the
+    whole process, and OpenMP's, for each thread; threads that train call `keep_to_threads` besides.
 
     Args:
         cpu_threads: How many; 0 changes nothing.
@@ -122,3 +123,13 @@ def limited_threads(cpu_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_to_threads(cpu_threads: int) -> None:
+    """Let the calling thread use so many CPU threads of torch, for as long as it lives.
+
+    Args:
+        cpu_threads: The number that `limited_threads` was entered with; 0 changes nothing.
+    """
+    if cpu_threads:
+        torch.set_num_threads(cpu_threads)
