@@ -145,6 +145,12 @@ class MixedRanksError(RankweaveError):
     exit_code = 2
 
 
+class FrozenFactorError(RankweaveError):
+    """Raised when a method in which all clients share one frozen factor is given clients whose copies differ."""
+
+    exit_code = 2
+
+
 class FoldOrderError(RankweaveError):
     """Raised when updates reach a fold out of order, twice, or after it was finished or merged away."""
 

@@ -6,7 +6,7 @@ A pair always holds `a: [R, I]` and `b: [O, R]`, whatever the layer kind; `Layer
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -145,6 +145,36 @@ def prefix(adapter: LoraAdapter, ranks: Mapping[str, int]) -> LoraAdapter:
             )
         pairs[path] = replace(pair, a=pair.a[:rank].contiguous(), b=pair.b[:, :rank].contiguous())
     return LoraAdapter(pairs, adapter.dense)
+
+
+def layer_text(form: LayerForm, outputs: int) -> str:
+    """Return a layer's kind and sizes in words, for errors.
+
+    Args:
+        form: How PEFT stores the pair.
+        outputs: O.
+    """
+    return f"{form.kind} layer, a [R, {list(form.a_tail)}], b [{outputs}, R, {list(form.b_tail)}]"
+
+
+def refuse_misfit(subject: str, got: object, expected: object) -> NoReturn:
+    """Raise, because a module or tensor is not the one that others have under its name.
+
+    Args:
+        subject: Whom to name, e.g. "update 3, module q_proj".
+        got: The layer or tensor, in words.
+        expected: The others', in words.
+
+    Raises:
+        AdapterShapeError: Always.
+    """
+    raise AdapterShapeError(
+        subject,
+        "does not fit the same module or tensor of the others",
+        got=got,
+        expected=expected,
+        remedy="all clients must adapt the same base model with the same configuration",
+    )
 
 
 def check_finite(adapter: LoraAdapter, subject: str) -> None:

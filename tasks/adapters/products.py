@@ -14,6 +14,14 @@ import torch
 from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.errors import AdapterShapeError
 
+# 1 - 0.9 is less than 0.1: a share that slots hold exactly must not cost one more slot.
+_SHARE_ROUNDING = 1e-12
+
+
+def f64(tensor: torch.Tensor) -> torch.Tensor:
+    """Return numbers as all arithmetic here takes them: float64, on the CPU, without gradient."""
+    return tensor.detach().to("cpu", torch.float64)
+
 
 def inner(p: LoraPair, q: LoraPair) -> float:
     """Return the Frobenius inner product of two updates of one layer, scalings included.
@@ -31,9 +39,9 @@ def inner(p: LoraPair, q: LoraPair) -> float:
     Raises:
         AdapterShapeError: The outer sizes differ.
     """
-    _check_same_layer("pair", p, q)
-    gram_b = _f64(p.b).T @ _f64(q.b)
-    gram_a = _f64(p.a) @ _f64(q.a).T
+    check_same_layer("pair", p, q)
+    gram_b = f64(p.b).T @ f64(q.b)
+    gram_a = f64(p.a) @ f64(q.a).T
     return p.scaling * q.scaling * float((gram_b * gram_a).sum())
 
 
@@ -110,10 +118,10 @@ def dense_product(pair: LoraPair) -> torch.Tensor:
     Returns:
         [O, I] float64, `scaling * b @ a`.
     """
-    return pair.scaling * (_f64(pair.b) @ _f64(pair.a))
+    return pair.scaling * (f64(pair.b) @ f64(pair.a))
 
 
-def truncate(pair: LoraPair, rank: int) -> LoraPair:
+def truncate(pair: LoraPair, rank: int, *, energy: float = 1.0) -> LoraPair:
     """Return the best approximation of an update at a given rank.
 
     Singular vectors and values come from QR of both factors and an SVD of the small core. The split is balanced
@@ -122,6 +130,8 @@ def truncate(pair: LoraPair, rank: int) -> LoraPair:
     Args:
         pair: a [R, I], b [O, R].
         rank: Slots wanted [1, ...); slots beyond the update's own rank come out as zeros in both factors.
+        energy: Below 1, leave out the last slots as long as the others hold this share or more of the sum of squared
+            singular values [fraction]; then the result may have fewer slots than `rank`, no zeros, but at least one.
 
     Returns:
         a [rank, I], b [O, rank] in the input's dtypes, slots by falling singular value, scaling 1.
@@ -142,6 +152,9 @@ def truncate(pair: LoraPair, rank: int) -> LoraPair:
     # What the core's own rounding made is no direction: without this, dead slots would hold noise.
     floor = torch.finfo(torch.float64).eps * max(factored.core.shape) * sigma[0]
     kept = min(rank, int((sigma > floor).sum()))
+    if energy < 1.0:
+        kept = min(kept, _slots_for_energy(sigma, energy))
+        rank = max(kept, 1)
     u_OK, v_KI = factored.lift_left(left[:, :kept]), factored.lift_right(right[:kept])
     sign_K = _column_signs(u_OK)
     root_K = sigma[:kept].sqrt() * sign_K
@@ -150,6 +163,16 @@ def truncate(pair: LoraPair, rank: int) -> LoraPair:
     a[:kept] = root_K[:, None] * v_KI
     b[:, :kept] = u_OK * root_K
     return replace(pair, a=a.to(pair.a.dtype), b=b.to(pair.b.dtype), scaling=1.0)
+
+
+def _slots_for_energy(sigma: torch.Tensor, energy: float) -> int:
+    """Count the fewest slots that hold a share of the energy, a share that is met to rounding included.
+
+    The tail beyond them is summed from its small end.
+    """
+    squares = sigma.square()
+    tail = squares.flip(0).cumsum(0).flip(0)  # tail[i]: energy of slots i and after
+    return int((tail > (1.0 - energy + _SHARE_ROUNDING) * tail[0]).sum())
 
 
 def check_rank(subject: str, rank: int) -> None:
@@ -172,6 +195,24 @@ def check_rank(subject: str, rank: int) -> None:
         )
 
 
+def check_same_layer(subject: str, p: LoraPair, q: LoraPair) -> None:
+    """Raise unless two updates are of one size.
+
+    Args:
+        subject: What to name in the message, e.g. "module layers.0".
+        p: a [R_p, I], b [O, R_p].
+        q: What has to be like it.
+
+    Raises:
+        AdapterShapeError: The outer sizes differ.
+    """
+    sizes_p, sizes_q = ((pair.b.shape[0], pair.a.shape[1]) for pair in (p, q))
+    if sizes_p != sizes_q:
+        raise AdapterShapeError(
+            subject, "outer sizes differ between two updates", got=f"[O, I] {sizes_q}", expected=sizes_p
+        )
+
+
 @dataclass(frozen=True)
 class _Factored:
     """An update as `q_left @ core @ q_right^T`; no q on either side where the core is the update itself."""
@@ -191,31 +232,19 @@ def _factored(pair: LoraPair) -> _Factored:
     if pair.rank >= min(pair.b.shape[0], pair.a.shape[1]):
         # Then the dense update is no larger than its factors.
         return _Factored(dense_product(pair))
-    q_OR, r_left = torch.linalg.qr(_f64(pair.b))
-    q_IR, r_right = torch.linalg.qr(_f64(pair.a).T)
+    q_OR, r_left = torch.linalg.qr(f64(pair.b))
+    q_IR, r_right = torch.linalg.qr(f64(pair.a).T)
     return _Factored(pair.scaling * (r_left @ r_right.T), q_OR, q_IR)
 
 
 def _difference(path: str, p: LoraPair, q: LoraPair) -> LoraPair:
-    _check_same_layer(f"module {path}", p, q)
+    check_same_layer(f"module {path}", p, q)
     return LoraPair(
-        a=torch.cat([_f64(p.a), _f64(q.a)]),
-        b=torch.cat([p.scaling * _f64(p.b), -q.scaling * _f64(q.b)], dim=1),
+        a=torch.cat([f64(p.a), f64(q.a)]),
+        b=torch.cat([p.scaling * f64(p.b), -q.scaling * f64(q.b)], dim=1),
     )
-
-
-def _check_same_layer(subject: str, p: LoraPair, q: LoraPair) -> None:
-    sizes_p, sizes_q = ((pair.b.shape[0], pair.a.shape[1]) for pair in (p, q))
-    if sizes_p != sizes_q:
-        raise AdapterShapeError(
-            subject, "outer sizes differ between two updates", got=f"[O, I] {sizes_q}", expected=sizes_p
-        )
 
 
 def _column_signs(u_OK: torch.Tensor) -> torch.Tensor:
     largest = u_OK.abs().argmax(dim=0, keepdim=True)
     return torch.where(u_OK.gather(0, largest).squeeze(0) < 0, -1.0, 1.0).to(u_OK.dtype)
-
-
-def _f64(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", torch.float64)

@@ -1,7 +1,8 @@
 """What an aggregator is: a mergeable fold over updates. The contract only; the sums live beside it.
 
 The numbers of a result depend on which client stood at which position, never on arrival order, on the number of
-processes or on how the reduction tree was cut.
+processes or on how the reduction tree was cut. Methods that factorise (products, norms of them) depend in their last
+digits on how many threads the linear algebra uses, for layers of a few thousand inputs or outputs and more.
 """
 
 import math

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from tasks.adapters.lora import LayerForm, LoraPair
-from tasks.errors import AdapterShapeError
+from tasks.adapters.lora import LayerForm, LoraPair, layer_text, refuse_misfit
 
 
 @dataclass
@@ -104,7 +103,7 @@ def check_modules_fit(new: ModuleMean, mean: ModuleMean, subject: str) -> None:
         AdapterShapeError: Layer kinds, inner or outer sizes differ.
     """
     if new.form != mean.form or new.b.shape[0] != mean.b.shape[0]:
-        _refuse(subject, _module_text(new), _module_text(mean))
+        refuse_misfit(subject, layer_text(new.form, new.b.shape[0]), layer_text(mean.form, mean.b.shape[0]))
 
 
 def check_dense_fit(new: DenseMean, mean: DenseMean, subject: str) -> None:
@@ -120,7 +119,7 @@ def check_dense_fit(new: DenseMean, mean: DenseMean, subject: str) -> None:
     """
     is_float = new.dtype.is_floating_point
     if new.value.shape != mean.value.shape or is_float != mean.dtype.is_floating_point:
-        _refuse(subject, _dense_text(new), _dense_text(mean))
+        refuse_misfit(subject, _dense_text(new), _dense_text(mean))
 
 
 def join_module(mean: ModuleMean, new: ModuleMean) -> None:
@@ -191,19 +190,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _module_text(mean: ModuleMean) -> str:
-    return f"{mean.form.kind} layer, a [R, {list(mean.form.a_tail)}], b [{mean.b.shape[0]}, R]"
-
-
 def _dense_text(mean: DenseMean) -> str:
     return f"{mean.dtype} of shape {list(mean.value.shape)}"
-
-
-def _refuse(subject: str, got: str, expected: str) -> None:
-    raise AdapterShapeError(
-        subject,
-        "does not fit the same module or tensor of the others",
-        got=got,
-        expected=expected,
-        remedy="all clients must adapt the same base model with the same configuration",
-    )

@@ -1,48 +1,24 @@
 """The table of aggregators: forms, validation, the command line and the law suite all read it."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
-from tasks.adapters.lora import LoraAdapter, check_finite, prefix
+from tasks.adapters.lora import prefix
+from tasks.aggregators.delta_svd import delta_svd
 from tasks.aggregators.fedavg import fedavg
-from tasks.aggregators.fold import Fold
+from tasks.aggregators.fedex import fedex
+from tasks.aggregators.fedsa import fedsa
+from tasks.aggregators.ffa import ffa
+from tasks.aggregators.flexlora import flexlora
+from tasks.aggregators.flora_stack import flora_stack, round_stack
+from tasks.aggregators.hetlora import PER_MODULE, hetlora
+from tasks.aggregators.history import appended
+from tasks.aggregators.options import BANK_FACTOR, COVERAGE_EXPONENT, ENERGY, RECOMPRESS_RANK
+from tasks.aggregators.promises import Aggregator
+from tasks.aggregators.raflora import raflora, raflora_canonical
 from tasks.aggregators.rbla import rbla
+from tasks.aggregators.shares import fresh_share, living_prefix
 from tasks.aggregators.zero_pad import zero_pad
-from tasks.errors import EmptyCohortError, InvalidWeightError, NonFiniteUpdateError, UnknownNameError
-
-
-@dataclass(frozen=True)
-class Aggregator:
-    """One method, and what it promises; the law suite holds it to every promise.
-
-    Args:
-        name: As configs write it.
-        title: For people.
-        paper: Link to the publication.
-        start: Makes an empty fold.
-        share: (global adapter, module path -> rank) -> what a client of these ranks receives.
-        mixed_ranks: Clients may train different ranks.
-        exact_product: The result's product is the weighted mean of the clients' products.
-        gauge_invariant: Only products matter: `(b g^-1, g a)` gives the same result as `(b, a)`.
-        needs: "sums" if weighted sums of what clients send suffice, "updates" if each update must be seen.
-        noop_fixed_point: If all clients return the share they were given, the global adapter does not change.
-        downlink: What goes to a client: "slice" is the first rank slots of the global adapter.
-    """
-
-    name: str
-    title: str
-    paper: str
-    start: Callable[[], Fold]
-    share: Callable[[LoraAdapter, Mapping[str, int]], LoraAdapter]
-    mixed_ranks: bool
-    exact_product: bool
-    gauge_invariant: bool
-    needs: Literal["sums", "updates"]
-    noop_fixed_point: bool
-    downlink: Literal["slice"]
-
+from tasks.errors import UnknownNameError
 
 AGGREGATORS: dict[str, Aggregator] = {
     "fedavg": Aggregator(
@@ -83,6 +59,144 @@ AGGREGATORS: dict[str, Aggregator] = {
         needs="sums",
         noop_fixed_point=False,
         downlink="slice",
+        options=(replace(COVERAGE_EXPONENT, default=0.0),),
+    ),
+    "hetlora": Aggregator(
+        name="hetlora",
+        title="HetLoRA: zero-padding weighted by norms",
+        paper="https://arxiv.org/abs/2401.06432",
+        start=hetlora,
+        share=prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=False,
+        needs="updates",
+        noop_fixed_point=False,
+        downlink="slice",
+        weighs_by_examples=False,
+        options=(PER_MODULE,),
+    ),
+    "ffa": Aggregator(
+        name="ffa",
+        title="FFA: one frozen a, mean of b",
+        paper="https://arxiv.org/abs/2403.12313",
+        start=ffa,
+        share=prefix,
+        mixed_ranks=True,
+        exact_product=True,
+        gauge_invariant=False,
+        needs="sums",
+        noop_fixed_point=False,
+        downlink="slice",
+        sends="b",
+    ),
+    "fedsa": Aggregator(
+        name="fedsa",
+        title="FedSA: mean of a, b stays at home",
+        paper="https://arxiv.org/abs/2410.01463",
+        start=fedsa,
+        share=prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=False,
+        needs="sums",
+        noop_fixed_point=True,
+        downlink="slice",
+        sends="a",
+    ),
+    "flexlora": Aggregator(
+        name="flexlora",
+        title="FlexLoRA: mean of products, cut by SVD",
+        paper="https://arxiv.org/abs/2402.11505",
+        start=flexlora,
+        share=living_prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=True,
+        needs="updates",
+        noop_fixed_point=False,
+        downlink="slice",
+        averages="products",
+        options=(ENERGY,),
+    ),
+    "raflora": Aggregator(
+        name="raflora",
+        title="raFLoRA: products, every slot over its owners",
+        paper="https://arxiv.org/abs/2602.13486",
+        start=raflora,
+        share=living_prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=False,
+        needs="updates",
+        noop_fixed_point=True,
+        downlink="slice",
+        averages="products",
+        options=(COVERAGE_EXPONENT, ENERGY),
+    ),
+    "raflora_canonical": Aggregator(
+        name="raflora_canonical",
+        title="raFLoRA on canonical factors",
+        paper="https://arxiv.org/abs/2602.13486",
+        start=raflora_canonical,
+        share=living_prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=True,
+        needs="updates",
+        noop_fixed_point=True,
+        downlink="slice",
+        averages="products",
+        options=(COVERAGE_EXPONENT, ENERGY),
+    ),
+    "delta_svd": Aggregator(
+        name="delta_svd",
+        title="Delta-SVD: changes added to a larger bank",
+        paper="https://arxiv.org/abs/2505.18494",
+        start=delta_svd,
+        share=living_prefix,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=True,
+        needs="updates",
+        noop_fixed_point=True,
+        downlink="slice",
+        averages="products",
+        rank="bank",
+        options=(BANK_FACTOR, ENERGY),
+    ),
+    "flora_stack": Aggregator(
+        name="flora_stack",
+        title="FLoRA: stack, merge, start anew",
+        paper="https://arxiv.org/abs/2409.05976",
+        start=flora_stack,
+        share=fresh_share,
+        mixed_ranks=True,
+        exact_product=True,
+        gauge_invariant=True,
+        needs="updates",
+        noop_fixed_point=True,
+        downlink="stack",
+        averages="products",
+        rank="sum",
+        options=(RECOMPRESS_RANK,),
+        merges=round_stack,
+    ),
+    "fedex": Aggregator(
+        name="fedex",
+        title="FedEx: mean of factors and its residual",
+        paper="https://arxiv.org/abs/2410.09432",
+        start=fedex,
+        share=prefix,
+        mixed_ranks=False,
+        exact_product=True,
+        gauge_invariant=False,
+        needs="updates",
+        noop_fixed_point=True,
+        downlink="residual",
+        averages="products",
+        rank="sum",
+        merges=appended,
     ),
 }
 
@@ -99,57 +213,3 @@ def aggregator(name: str) -> Aggregator:
     if name not in AGGREGATORS:
         raise UnknownNameError("aggregator", name, AGGREGATORS)
     return AGGREGATORS[name]
-
-
-def aggregate(
-    name: str,
-    updates: Sequence[LoraAdapter],
-    weights: Sequence[float],
-    *,
-    previous: LoraAdapter | None = None,
-) -> LoraAdapter:
-    """Weave updates that are all at hand into one adapter.
-
-    Args:
-        name: The method.
-        updates: One per client, in sorted client order; any scaling; never written to.
-        weights: One per client, > 0; only ratios matter.
-        previous: The global adapter of the round before; what no client trained is kept from it.
-
-    Returns:
-        The new global adapter, scaling 1.
-
-    Raises:
-        UnknownNameError: No aggregator has this name.
-        EmptyCohortError: No updates.
-        InvalidWeightError: A weight is not a positive finite number, or their number or sum is wrong.
-        AdapterShapeError: Layers or dense tensors of one name differ in shape between clients.
-        MixedRanksError: The method needs equal ranks.
-        NonFiniteUpdateError: An update holds NaN or infinity; names the update and the tensor.
-    """
-    fold = aggregator(name).start()
-    _check_weights(weights, len(updates))
-    for position, (update, weight) in enumerate(zip(updates, weights, strict=True)):
-        fold.add(position, update, weight)
-    try:
-        return fold.finish(previous)
-    except NonFiniteUpdateError:
-        # NaN and infinity survive every mean: looking at the result spares a pass over all inputs, and only a
-        # refusal has to find out whose they were.
-        for position, update in enumerate(updates):
-            check_finite(update, f"update {position}")
-        raise
-
-
-def _check_weights(weights: Sequence[float], num_updates: int) -> None:
-    if not num_updates:
-        raise EmptyCohortError("aggregate", "there are no updates", remedy="wait for at least one client")
-    if len(weights) != num_updates:
-        raise InvalidWeightError("aggregate", "one weight per update is needed", got=len(weights), expected=num_updates)
-    if all(map(math.isfinite, weights)) and math.isinf(sum(weights)):
-        raise InvalidWeightError(
-            "aggregate",
-            "the weights add up to infinity",
-            got=list(weights),
-            remedy="scale all weights down; only their ratios matter",
-        )

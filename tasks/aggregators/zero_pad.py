@@ -36,7 +36,7 @@ def zero_pad(coverage_exponent: float = 0.0) -> Fold:
     References:
         Yae Jee Cho, Luyang Liu, Zheng Xu, Aldi Fahrezi, Gauri Joshi, "Heterogeneous LoRA for Federated Fine-tuning of
         On-Device Foundation Models", EMNLP 2024, https://arxiv.org/abs/2401.06432: the padding alone, with the caller's
-        weights. Read: the abstract and third-party notes of a re-implementation; no official code exists.
+        weights. Read: third-party notes of a re-implementation, which quote the paper; no official code exists.
         As published, slots of the previous adapter that nobody owns this round have coverage 0 and become zero.
         We differ: the scale is folded into b first; a module that no client trained keeps its previous value, as does
         a dense tensor nobody sent; the paper's norm weights and rank pruning are not part of this method.

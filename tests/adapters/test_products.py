@@ -16,16 +16,11 @@ from tasks.adapters.products import (
     truncate,
 )
 from tasks.errors import AdapterShapeError
+from tests.aggregators.cases import gauged
 from tests.strategies import adapters, cohorts, lora_pairs, normal
 
 DOUBLE = (torch.float64,)
 laws = settings(deadline=None, max_examples=60, derandomize=True)
-
-
-def gauged(pair: LoraPair, seed: int) -> LoraPair:
-    """The same update in other factors: b @ inv(g), g @ a, and a scale moved between factor and scaling."""
-    g = normal((pair.rank, pair.rank), seed, dtype=torch.float64) + 4 * torch.eye(pair.rank, dtype=torch.float64)
-    return LoraPair(g @ pair.a, pair.scaling / 4.0 * pair.b @ torch.linalg.inv(g), 4.0, pair.form)
 
 
 def pair_2x2(a: list[list[float]], b: list[list[float]], scaling: float = 1.0) -> LoraPair:
@@ -96,7 +91,7 @@ def test_adapter_distance_is_the_norm_of_the_dense_difference(cohort):
 @given(cohorts(dtypes=DOUBLE, min_clients=2, max_clients=2), st.integers(0, 999))
 def test_products_do_not_see_the_gauge(cohort, seed):
     (x, y), _ = cohort
-    turned = LoraAdapter({path: gauged(pair, seed) for path, pair in x.pairs.items()})
+    turned = gauged(x, seed)
     assert adapter_norm(turned) == pytest.approx(adapter_norm(x), rel=1e-9)
     assert adapter_distance(turned, y) == pytest.approx(adapter_distance(x, y), rel=1e-9)
     assert adapter_distance(turned, x) <= 1e-12 * adapter_norm(x)
@@ -184,6 +179,21 @@ def test_cut_is_balanced_sorted_and_signed(pair, rank):
     own = min(pair.rank, pair.b.shape[0], pair.a.shape[1])
     assert not cut.a[own:].any()
     assert not cut.b[:, own:].any()
+
+
+@pytest.mark.parametrize(
+    ("energy", "slots"), [(0.5, 1), (0.9, 1), (0.9 + 1e-9, 2), (0.99, 2), (0.99 + 1e-9, 3), (0.999999, 3)]
+)
+def test_energy_keeps_the_fewest_slots_that_hold_the_share(energy: float, slots: int):
+    """Squares 90, 9 and 1: a share that is met exactly needs no further slot."""
+    sigma = torch.tensor([90.0, 9.0, 1.0], dtype=torch.float64).sqrt()
+    pair = LoraPair(torch.eye(3, 6, dtype=torch.float64), torch.eye(5, 3, dtype=torch.float64) * sigma)
+    assert truncate(pair, 3, energy=energy).rank == slots
+    assert truncate(pair, 2, energy=energy).rank == min(slots, 2)
+
+
+def test_energy_of_nothing_keeps_one_slot():
+    assert truncate(LoraPair(torch.zeros(3, 9), torch.zeros(8, 3)), 2, energy=0.5).rank == 1
 
 
 def test_prefix_of_a_cut_is_the_smaller_cut():

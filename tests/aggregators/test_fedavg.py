@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
+from tasks.aggregators.cohort import aggregate
 from tasks.aggregators.fedavg import fedavg as start
-from tasks.aggregators.table import aggregate
 from tasks.errors import MixedRanksError
 from tests.aggregators.cases import F1_A, F1_B, F1_WEIGHTS, client, f1
 from tests.oracles.fedavg import fedavg

@@ -12,18 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.adapters.lora import LoraAdapter
+from tasks.adapters.products import truncate
 from tasks.aggregators import ordered
+from tasks.aggregators.cohort import aggregate
 from tasks.aggregators.fold import Fold
 from tasks.aggregators.ordered import BLOCK
-from tasks.aggregators.table import AGGREGATORS, aggregate
+from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import AdapterShapeError, EmptyCohortError, FoldOrderError, InvalidWeightError
-from tests.aggregators.cases import by_oracle, client, distance, same_bits, tiny_cohort, tolerance
+from tests.aggregators.cases import allowance, by_oracle, client, gap, same_bits, suited, tiny_cohort
 
 METHODS = sorted(AGGREGATORS)
 
 
 def cohort_of(name: str, count: int, seed: int = 0) -> tuple[list[LoraAdapter], list[float]]:
-    return tiny_cohort(count, seed=seed, max_rank=3 if AGGREGATORS[name].mixed_ranks else 1)
+    updates, weights = tiny_cohort(count, seed=seed, max_rank=3 if AGGREGATORS[name].mixed_ranks else 1)
+    return suited(AGGREGATORS[name], updates), weights
 
 
 def fold_over(name: str, positions: Iterable[int], updates: list[LoraAdapter], weights: list[float]) -> Fold:
@@ -71,25 +74,33 @@ def test_result_does_not_depend_on_the_cut_at_the_real_block_size(name: str):
     first.merge(second)
     result = first.finish(None)
     assert same_bits(result, aggregate(name, updates, weights))
-    assert distance(result, by_oracle(name, updates, weights)) <= tolerance(result)
+    row = AGGREGATORS[name]
+    assert gap(row, result, by_oracle(name, updates, weights)) <= allowance(row, *updates)
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if AGGREGATORS[n].noop_fixed_point])
 def test_noop_round_is_a_fixed_point_across_blocks(name: str):
-    old = client({"m": 3}, 77)
-    ranks = [3] * 200 if not AGGREGATORS[name].mixed_ranks else [1 + k % 3 for k in range(200)]
-    returned = [AGGREGATORS[name].share(old, {"m": rank}) for rank in ranks]
+    row = AGGREGATORS[name]
+    old = LoraAdapter({"m": truncate(client({"m": 3}, 77).pairs["m"], 3)})
+    ranks = [3] * 200 if not row.mixed_ranks else [1 + k % 3 for k in range(200)]
+    returned = [row.share(old, {"m": rank}) for rank in ranks]
     result = aggregate(name, returned, [1.0 + 0.1 * (k % 7) for k in range(200)], previous=old)
-    assert same_bits(result, old)
+    assert same_bits(result, old) or row.averages == "products"
+    assert gap(row, result, old) <= allowance(row, old)
 
 
-def test_number_of_threads_does_not_change_a_bit():
-    updates = [client({"m": 3}, seed, sizes=(40_009, 33_331)) for seed in (1, 2, 3)]
+@pytest.mark.parametrize("name", METHODS)
+def test_number_of_threads_does_not_change_a_bit(name: str):
+    row = AGGREGATORS[name]
+    # Linear algebra promises this for small factors only; sums of slots keep it at any size.
+    only_sums = row.averages == "slots" and row.weighs_by_examples
+    sizes = (40_009, 33_331) if only_sums else (301, 257)
+    updates = suited(row, [client({"m": rank}, rank, sizes=sizes) for rank in (3, 2, 4)])
     threads, results = torch.get_num_threads(), []
     try:
-        for count in (1, 3):
+        for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(aggregate("rbla", updates, [1.0, 2.0, 4.0]))
+            results.append(aggregate(name, updates, [1.0, 2.0, 4.0], previous=updates[0]))
     finally:
         torch.set_num_threads(threads)
     assert same_bits(*results)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks.adapters.lora import LayerForm, LoraAdapter, LoraPair
-from tasks.aggregators.table import aggregate
+from tasks.aggregators.cohort import aggregate
 from tests.aggregators.cases import F1_A, F1_B, F1_WEIGHTS, f1
 from tests.oracles.rbla import rbla
 from tests.strategies import pair_of

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.adapters.lora import LayerForm, LoraAdapter, LoraPair
-from tasks.aggregators.table import AGGREGATORS, aggregate
+from tasks.adapters.lora import LoraAdapter, LoraPair
+from tasks.aggregators.cohort import aggregate
+from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import AdapterShapeError
-from tests.aggregators.cases import by_oracle, client, tensors
+from tests.aggregators.cases import MISFITS, by_oracle, client, suited, tensors
 from tests.strategies import normal
 
 
@@ -18,7 +19,7 @@ def dense(**named: torch.Tensor) -> LoraAdapter:
     return LoraAdapter({}, named)
 
 
-@pytest.mark.parametrize("name", sorted(AGGREGATORS))
+@pytest.mark.parametrize("name", sorted(name for name, row in AGGREGATORS.items() if row.averages == "slots"))
 @settings(derandomize=True, max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**20),
@@ -26,12 +27,12 @@ def dense(**named: torch.Tensor) -> LoraAdapter:
     scaling=st.sampled_from((1.0, 1 / 3)),
 )
 def test_bf16_result_is_within_one_unit_in_the_last_place(name: str, seed: int, ranks: list[int], scaling: float):
-    level = ranks if AGGREGATORS[name].mixed_ranks else [ranks[0]] * len(ranks)
     updates = [
         client({"m": rank}, seed + 100 * k, dtype=torch.bfloat16, dense={"head": normal((3,), k, dtype=torch.bfloat16)})
-        for k, rank in enumerate(level)
+        for k, rank in enumerate(ranks)
     ]
     updates = [LoraAdapter({"m": replace(u.pairs["m"], scaling=scaling)}, u.dense) for u in updates]
+    updates = suited(AGGREGATORS[name], updates)
     weights = [1.0 + k for k in range(len(updates))]
     result, exact = aggregate(name, updates, weights), tensors(by_oracle(name, updates, weights))
     for key, tensor in tensors(result).items():
@@ -87,15 +88,7 @@ def test_dense_tensors_that_do_not_fit_are_refused(first: torch.Tensor, second: 
         aggregate("rbla", [dense(x=first)], [1.0], previous=dense(x=second))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        LoraPair(torch.ones(2, 6), torch.ones(4, 2)),
-        LoraPair(torch.ones(2, 5), torch.ones(3, 2)),
-        LoraPair(torch.ones(2, 5), torch.ones(4, 2), 1.0, LayerForm("embedding", (5,))),
-    ],
-    ids=["inputs", "outputs", "kind"],
-)
+@pytest.mark.parametrize("other", MISFITS.values(), ids=MISFITS)
 def test_modules_that_do_not_fit_are_refused(other: LoraPair):
     fits, misfit = client({"m": 2}, 1), LoraAdapter({"m": other})
     with pytest.raises(AdapterShapeError, match=r"update 1, module m"):

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.adapters.lora import LoraAdapter, prefix
-from tasks.aggregators.table import aggregate
-from tasks.aggregators.zero_pad import zero_pad
-from tests.aggregators.cases import F1_A, F1_B, F1_WEIGHTS, client, f1, same_bits, tiny_cohort
+from tasks.aggregators.cohort import aggregate
+from tasks.aggregators.table import AGGREGATORS
+from tasks.errors import FoldOrderError
+from tests.aggregators.cases import F1_A, F1_B, F1_WEIGHTS, client, f1, same_bits
 from tests.oracles.zero_pad import zero_pad as oracle
 from tests.strategies import cohorts
 
@@ -17,11 +18,8 @@ def f64(values: list[list[float]]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def fold_all(exponent: float, updates: list[LoraAdapter], weights: list[float]) -> LoraAdapter:
-    fold = zero_pad(exponent)
-    for position, (update, weight) in enumerate(zip(updates, weights, strict=True)):
-        fold.add(position, update, weight)
-    return fold.finish(None)
+def with_exponent(exponent: float, updates: list[LoraAdapter], weights: list[float]) -> LoraAdapter:
+    return aggregate("zero_pad", updates, weights, options={"coverage_exponent": exponent})
 
 
 def test_zero_pad_gives_the_worked_numbers():
@@ -58,19 +56,38 @@ def test_zero_pad_is_rbla_times_coverage(cohort: tuple[list[LoraAdapter], list[f
         torch.testing.assert_close(padded.pairs[path].b, pair.b * coverage)
 
 
+@pytest.mark.parametrize(("exponent", "name"), [(0.0, "zero_pad"), (1.0, "rbla")])
 @settings(derandomize=True, max_examples=25, deadline=None)
-@given(cohort=cohorts(min_clients=2), exponent=st.sampled_from([0.0, 1.0]))
-def test_coverage_exponent_ends_are_zero_pad_and_rbla(cohort: tuple[list[LoraAdapter], list[float]], exponent: float):
-    expected = aggregate("rbla" if exponent else "zero_pad", *cohort)
-    assert same_bits(fold_all(exponent, *cohort), expected)
+@given(cohort=cohorts(min_clients=2))
+def test_coverage_exponent_ends_are_zero_pad_and_rbla(
+    exponent: float, name: str, cohort: tuple[list[LoraAdapter], list[float]]
+):
+    assert same_bits(with_exponent(exponent, *cohort), aggregate(name, *cohort))
 
 
-def test_coverage_exponent_between_lies_between():
-    updates, weights = tiny_cohort(6)
-    half = fold_all(0.5, updates, weights).pairs["m"].a[2]
-    owned = aggregate("rbla", updates, weights).pairs["m"].a[2]
-    coverage = sum(w for u, w in zip(updates, weights, strict=True) if u.ranks["m"] == 3) / sum(weights)
-    torch.testing.assert_close(half, owned * coverage**0.5)
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(cohort=cohorts(min_clients=2), exponent=st.floats(0.1, 0.9))
+def test_coverage_exponent_between_lies_between(cohort: tuple[list[LoraAdapter], list[float]], exponent: float):
+    diluted, between, owned = (with_exponent(e, *cohort) for e in (0.0, exponent, 1.0))
+    for path, pair in between.pairs.items():
+        ends = diluted.pairs[path].a.abs(), owned.pairs[path].a.abs()
+        assert bool((ends[0] <= pair.a.abs()).all())
+        assert bool((pair.a.abs() <= ends[1]).all())
+
+
+def test_coverage_exponent_of_a_half_gives_the_worked_numbers():
+    # F1 has coverage 1 and 3/4: slot 1 is the owner's times the root of 3/4.
+    pair = with_exponent(0.5, f1(), F1_WEIGHTS).pairs["m"]
+    torch.testing.assert_close(pair.a, f64([[4, 5], [7 * 0.75**0.5, 8 * 0.75**0.5]]))
+    torch.testing.assert_close(pair.b, f64([[1.5, 0], [1, 2 * 0.75**0.5]]))
+
+
+def test_folds_of_different_exponents_do_not_merge():
+    left, right = (AGGREGATORS["zero_pad"].fold({"coverage_exponent": e}) for e in (0.0, 0.5))
+    left.add(0, f1()[0], 1.0)
+    right.add(64, f1()[1], 1.0)
+    with pytest.raises(FoldOrderError, match="another method"):
+        left.merge(right)
 
 
 def test_noop_round_shrinks_a_slots_product_by_coverage_squared():
