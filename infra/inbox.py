@@ -1,5 +1,6 @@
 """A round's inbox: finds uploads in the store, admits or refuses each, and books what moved."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,9 +10,10 @@ from tasks.adapters.admission import admit
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.products import adapter_distance
 from tasks.codecs.table import codec
-from tasks.errors import RankweaveError, RecordFormatError, Transient, UpdateRefusedError
+from tasks.errors import ObjectNotFoundError, RankweaveError, RecordFormatError, Transient, UpdateRefusedError
 from tasks.rounds import keys
 from tasks.rounds.admission import admit_manifest, check_update_size
+from tasks.rounds.exchange import Exchange
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.ledger import LedgerLine
 from tasks.rounds.records import (
@@ -19,6 +21,7 @@ from tasks.rounds.records import (
     ClientFailure,
     Collection,
     Invitation,
+    Merge,
     Refusal,
     RoundPlan,
     UpdateManifest,
@@ -47,10 +50,12 @@ class Inbox:
     Args:
         store: Where clients upload.
         plan: Who was invited to what.
+        exchange: What of an adapter is sent, and what a client knows without.
     """
 
     store: ObjectStore
     plan: RoundPlan
+    exchange: Exchange = field(default=Exchange())
     accepted: dict[str, Acceptance] = field(default_factory=dict)
     refused: dict[tuple[str, int], Refusal] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
@@ -101,7 +106,8 @@ class Inbox:
         client, share = invitation.client_id, self.plan.share_of(invitation)
         # Read outside the try: a damaged share is the server's own fault, no client's.
         message = check_digest(self.store.get(share.key), share.sha256, share.key)
-        start = codec(self.plan.downlink_codec).decode(message, None)
+        sent = codec(self.plan.downlink_codec).decode(message, None)
+        start = self.exchange.start(self.plan, invitation, sent)
         try:
             self.accepted[client] = self._admit(invitation, attempt, start)
         except RankweaveError as error:
@@ -127,13 +133,14 @@ class Inbox:
         client = invitation.client_id
         subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
-        claim = self._read_record(manifest_key)
+        claim = _read_record(self.store, manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
         update_key = self.keys.uplink(client, attempt, keys.UPDATE)
         check_update_size(self.store.size(update_key) or 0, start, subject)
         data = check_digest(self.store.get(update_key), manifest.update_sha256, update_key)
-        update = admit(codec(self.plan.uplink_codec).decode(data, start), start, subject=subject)
+        sent = codec(self.plan.uplink_codec).decode(data, start)
+        update = admit(self.exchange.update(sent, start, subject), start, subject=subject)
         return Acceptance(
             client_id=client,
             attempt=attempt,
@@ -150,19 +157,11 @@ class Inbox:
         """Believe the key, not the words, about who failed: the words are the client's."""
         key = self.keys.uplink(client, attempt, keys.FAILURE)
         try:
-            failure = decode(ClientFailure, self._read_record(key), key)
+            failure = decode(ClientFailure, _read_record(self.store, key), key)
         except (RecordFormatError, UpdateRefusedError) as error:
             self._refuse(self.keys, client, attempt, _reason(error), str(error))
         else:
             self._refuse(self.keys, client, attempt, failure.reason, failure.detail)
-
-    def _read_record(self, key: str) -> bytes:
-        data = self.store.get_range(key, 0, MAX_RECORD_BYTES + 1)
-        if len(data) > MAX_RECORD_BYTES:
-            raise UpdateRefusedError(
-                key, "is too large to be a record", reason="too-large", expected=f"at most {MAX_RECORD_BYTES} bytes"
-            )
-        return data
 
     def _late(self) -> tuple[tuple[Refusal, ...], list[LedgerLine]]:
         """Name and book what arrived for the round before after its collection had been fixed."""
@@ -171,7 +170,13 @@ class Inbox:
         plan = find_record(self.store, before.plan, RoundPlan)
         if fixed is None or plan is None:
             return (), []
-        lines = [line for line in _booked(self.store, plan) if line not in fixed.ledger]
+        # Merges are booked once an attempt: a manifest that came late may say less than was booked without it.
+        merged = {(line.client_id, line.attempt) for line in fixed.ledger if line.what == "merge"}
+        lines = [
+            line
+            for line in _booked(self.store, plan)
+            if line not in fixed.ledger and not (line.what == "merge" and (line.client_id, line.attempt) in merged)
+        ]
         late = [
             self._refuse(
                 before,
@@ -205,7 +210,27 @@ def _booked(store: ObjectStore, plan: RoundPlan) -> list[LedgerLine]:
         lines.append(_line(client, attempt, "downlink", "plan", plan_bytes))
         share = plan.share_of(invitations[client])
         lines.append(_line(client, attempt, "downlink", "share", share.num_bytes))
+        if merges := plan.merges_of(invitations[client]):
+            fetched = _fetched(store, round_keys.uplink(client, attempt, keys.MANIFEST), merges)
+            lines.append(_line(client, attempt, "downlink", "merge", fetched))
     return lines
+
+
+def _fetched(store: ObjectStore, manifest_key: str, merges: tuple[Merge, ...]) -> int:
+    """Count the bytes of the merges that an attempt had to download; all of them where it left no word about that."""
+    rounds = {merge.round_index for merge in merges}
+    with suppress(ObjectNotFoundError, RecordFormatError, UpdateRefusedError):  # then booked at most, never too low
+        rounds &= set(decode(UpdateManifest, _read_record(store, manifest_key), manifest_key).fetched)
+    return sum(merge.num_bytes for merge in merges if merge.round_index in rounds)
+
+
+def _read_record(store: ObjectStore, key: str) -> bytes:
+    data = store.get_range(key, 0, MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        raise UpdateRefusedError(
+            key, "is too large to be a record", reason="too-large", expected=f"at most {MAX_RECORD_BYTES} bytes"
+        )
+    return data
 
 
 def _line(client: str, attempt: int, direction: Literal["uplink", "downlink"], what: str, num_bytes: int) -> LedgerLine:

@@ -16,6 +16,7 @@ from infra.mlflow_connection import connect, reaching
 from infra.model_bundle import adapter_digest, build_model
 from infra.tracking import RUN_TAG
 from tasks.errors import ObjectConflictError, RegistryError
+from tasks.rounds.keys import GLOBAL
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -32,6 +33,16 @@ SHA256_TAG = "adapter_sha256"
 PARENT_TAG = "rankweave.parent_version"
 CROWNED_BY_TAG = "rankweave.crowned_by"
 CROWNED_WHY_TAG = "rankweave.crowned_because"
+
+
+def registered_name(name: str, model: str) -> str:
+    """Return the registry's name of one of a run's models: each cluster is a registered model of its own.
+
+    Args:
+        name: The experiment's model name.
+        model: The model's name in the run's records.
+    """
+    return name if model == GLOBAL else f"{name}-{model}"
 
 
 @dataclass(frozen=True)

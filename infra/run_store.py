@@ -7,10 +7,23 @@ from typing import Any, TypeVar
 from infra.object_store import ObjectStore, commit
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.peft_files import decode_adapter, folder_files
+from tasks.codecs.table import codec
 from tasks.errors import IntegrityError, ObjectNotFoundError, RunNotFoundError
 from tasks.rounds import keys
-from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import Record, RoundRecord, RunSpec, check_digest, decode, encode, sha256
+from tasks.rounds.keys import GLOBAL, RoundKeys
+from tasks.rounds.records import (
+    Acceptance,
+    GlobalModel,
+    Merge,
+    Record,
+    RoundPlan,
+    RoundRecord,
+    RunSpec,
+    check_digest,
+    decode,
+    encode,
+    sha256,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -75,38 +88,78 @@ def read_records(store: ObjectStore, run_id: str) -> list[RoundRecord]:
     return records
 
 
-def write_adapter(store: ObjectStore, round_keys: RoundKeys, adapter: LoraAdapter, config: Mapping[str, Any]) -> str:
+def write_adapter(
+    store: ObjectStore,
+    round_keys: RoundKeys,
+    adapter: LoraAdapter,
+    config: Mapping[str, Any],
+    *,
+    model: str = GLOBAL,
+    merges: tuple[Merge, ...] = (),
+) -> GlobalModel:
     """Write a global adapter as a PEFT folder, the weights last.
 
+    Args:
+        store: Where to.
+        round_keys: The round that made it.
+        adapter: The adapter.
+        config: Its `adapter_config.json`, save for ranks.
+        model: Its name in the round.
+        merges: The rounds whose merges are part of it.
+
     Returns:
-        SHA-256 of the weights file, which is the adapter's name in records.
+        How records name it; no version yet.
     """
     files = folder_files(adapter, config)
-    commit(store, round_keys.adapter(CONFIG), files[CONFIG])
-    commit(store, round_keys.adapter(WEIGHTS), files[WEIGHTS])
-    return sha256(files[WEIGHTS])
+    commit(store, round_keys.adapter(CONFIG, model), files[CONFIG])
+    commit(store, round_keys.adapter(WEIGHTS, model), files[WEIGHTS])
+    return GlobalModel(sha256=sha256(files[WEIGHTS]), round_index=round_keys.round_index, folder=model, merges=merges)
 
 
-def read_adapter_files(store: ObjectStore, record: RoundRecord) -> dict[str, bytes]:
-    """Read the PEFT folder of the global adapter that a record names.
+def read_adapter_files(store: ObjectStore, run_id: str, model: GlobalModel) -> dict[str, bytes]:
+    """Read the PEFT folder of a global adapter.
 
     Raises:
         IntegrityError: The weights are not those the record names.
     """
-    round_keys = RoundKeys(record.run_id, record.global_round)
-    weights = store.get(round_keys.adapter(WEIGHTS))
-    check_digest(weights, record.global_sha256, round_keys.adapter(WEIGHTS))
-    return {WEIGHTS: weights, CONFIG: store.get(round_keys.adapter(CONFIG))}
+    round_keys = RoundKeys(run_id, model.round_index)
+    key = round_keys.adapter(WEIGHTS, model.folder)
+    weights = check_digest(store.get(key), model.sha256, key)
+    return {WEIGHTS: weights, CONFIG: store.get(round_keys.adapter(CONFIG, model.folder))}
 
 
-def read_adapter(store: ObjectStore, record: RoundRecord) -> LoraAdapter:
-    """Read the global adapter that a record names."""
-    return decode_adapter(read_adapter_files(store, record)[WEIGHTS])
+def read_adapter(store: ObjectStore, run_id: str, model: GlobalModel) -> LoraAdapter:
+    """Read a global adapter."""
+    key = RoundKeys(run_id, model.round_index).adapter(WEIGHTS, model.folder)
+    return decode_adapter(check_digest(store.get(key), model.sha256, key))
+
+
+def read_update(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance) -> LoraAdapter:
+    """Read an accepted update as it was sent.
+
+    Raises:
+        IntegrityError: The update was altered since it was accepted.
+    """
+    key = RoundKeys(plan.run_id, plan.round_index).uplink(acceptance.client_id, acceptance.attempt, keys.UPDATE)
+    return codec(plan.uplink_codec).decode(check_digest(store.get(key), acceptance.update_sha256, key), None)
 
 
 def quarantine(store: ObjectStore, key: str, reason: str, detail: str) -> None:
     """Write down why an update was refused, beside nothing that counts."""
     store.put(key, json.dumps({"reason": reason, "detail": detail}, sort_keys=True).encode())
+
+
+def write_json(store: ObjectStore, key: str, value: Mapping[str, object]) -> None:
+    """Write down what nothing rests on: it may be written again."""
+    store.put(key, json.dumps(value, sort_keys=True).encode())
+
+
+def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
+    """Read what `write_json` wrote; empty when there is nothing."""
+    try:
+        return json.loads(store.get(key))
+    except ObjectNotFoundError:
+        return {}
 
 
 def list_run_ids(store: ObjectStore) -> list[str]:

@@ -11,9 +11,13 @@ from tasks.errors import ConfigError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,2}")
+GLOBAL = "global"
+"""Name of the one model of a run without clusters; clusters are called "cluster-1", "cluster-2", ..."""
 MANIFEST = "manifest.json"
 FAILURE = "failure.json"
 UPDATE = "update.safetensors"
+MERGE = "merge.safetensors"
+DIAGNOSTICS = "diagnostics.json"
 
 
 def check_id(kind: str, value: str) -> str:
@@ -38,6 +42,11 @@ def check_id(kind: str, value: str) -> str:
 def run_spec(run_id: str) -> str:
     """Key of the frozen description of a run."""
     return f"runs/{check_id('run', run_id)}/run.json"
+
+
+def fusion(run_id: str, client_id: str) -> str:
+    """Key of what a client tells about its fused adapter after the run."""
+    return f"runs/{check_id('run', run_id)}/fusion/{check_id('client', client_id)}.json"
 
 
 @dataclass(frozen=True)
@@ -72,9 +81,14 @@ class RoundKeys:
         """The round's commit point."""
         return f"{self.root}/record.json"
 
-    def share(self, rank: int) -> str:
-        """What clients of this rank download."""
-        return f"{self.root}/downlink/rank-{rank}.safetensors"
+    @property
+    def clustering(self) -> str:
+        """Which model each client belongs to, fixed before aggregation."""
+        return f"{self.root}/clustering.json"
+
+    def share(self, rank: int, model: str = GLOBAL) -> str:
+        """What clients of this model and rank download."""
+        return f"{self.root}/downlink/{check_id('model', model)}/rank-{rank}.safetensors"
 
     @property
     def uplinks(self) -> str:
@@ -85,9 +99,9 @@ class RoundKeys:
         """One file of one attempt of one client."""
         return f"{self.uplinks}{check_id('client', client_id)}/{attempt}/{name}"
 
-    def adapter(self, name: str) -> str:
-        """One file of the round's global adapter."""
-        return f"{self.root}/global/{name}"
+    def adapter(self, name: str, model: str = GLOBAL) -> str:
+        """One file of a global adapter of the round."""
+        return f"{self.root}/{check_id('model', model)}/{name}"
 
     def quarantine(self, client_id: str, attempt: int) -> str:
         """Why an update was refused."""

@@ -19,7 +19,7 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         client_id: Between this client and the bucket.
         attempt: In which of its tries.
         direction: "uplink" from the client, "downlink" to it.
-        what: "plan", "share", "update", "manifest" or "failure".
+        what: "plan", "share", "merge", "update", "manifest" or "failure".
         num_bytes: Size [bytes].
     """
 

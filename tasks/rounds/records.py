@@ -6,12 +6,14 @@ sorted on encoding so that equal records have equal bytes and therefore equal di
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from tasks.errors import IntegrityError, RecordFormatError
+from tasks.rounds.keys import GLOBAL
 from tasks.rounds.ledger import LedgerLine
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -46,6 +48,40 @@ class RunSpec(Record, frozen=True, kw_only=True):
     created_at: str
 
 
+class Merge(Record, frozen=True, kw_only=True):
+    """What every client adds to its base model after a round, where the method says so.
+
+    Args:
+        round_index: The round that made it.
+        key: Its object.
+        sha256: Its digest.
+        num_bytes: Its size [bytes].
+    """
+
+    round_index: int
+    key: str
+    sha256: Digest
+    num_bytes: Count
+
+
+class GlobalModel(Record, frozen=True, kw_only=True):
+    """One global adapter: the run's only one, or that of a cluster of clients.
+
+    Args:
+        sha256: Digest of its weights file.
+        round_index: The round whose key holds it (an earlier one when the last round did not change it).
+        folder: The name it was written under in that round: its own, or that of the model it came from.
+        version: Registered version, 0 when none was published.
+        merges: Rounds whose merge is part of it, oldest first; a client that was away catches up from these.
+    """
+
+    sha256: Digest
+    round_index: int
+    folder: str = GLOBAL
+    version: int = 0
+    merges: tuple[Merge, ...] = ()
+
+
 class Share(Record, frozen=True, kw_only=True):
     """What clients of one rank download.
 
@@ -70,12 +106,19 @@ class Invitation(Record, frozen=True, kw_only=True):
         rank: Its rank, which names its share.
         nonce: What its update must repeat.
         pool: Work pool that runs it, "inline" for the server's own process.
+        model: Which global adapter its share is cut from.
     """
 
     client_id: str
     rank: int
     nonce: str
     pool: str
+    model: str = GLOBAL
+
+    @property
+    def share_name(self) -> str:
+        """Under which name the plan lists its share: clients of one model and rank have one."""
+        return f"{self.model}/{self.rank}"
 
 
 class RoundPlan(Record, frozen=True, kw_only=True):
@@ -85,9 +128,10 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         run_id: The run.
         round_index: The round.
         base_digest: The base model all clients must hold.
-        global_sha256: The global adapter the shares were cut from.
+        models: Model name -> digest of the global adapter its shares were cut from.
         invitations: One per client, by client id.
-        shares: Rank (as text) -> what clients of that rank download.
+        shares: "<model>/<rank>" -> what clients of that model and rank download.
+        merges: Model name -> what its clients have to add to their base; empty for methods that keep the base.
         uplink_codec: How updates are encoded.
         downlink_codec: How shares are encoded.
         cohort_size: Accepted updates wanted: the round ends as soon as it has them. Overshoot invites more clients.
@@ -99,9 +143,10 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     run_id: str
     round_index: int
     base_digest: Digest
-    global_sha256: Digest
+    models: dict[str, Digest]
     invitations: tuple[Invitation, ...]
     shares: dict[str, Share]
+    merges: dict[str, tuple[Merge, ...]] = {}
     uplink_codec: str
     downlink_codec: str
     cohort_size: int
@@ -111,7 +156,11 @@ class RoundPlan(Record, frozen=True, kw_only=True):
 
     def share_of(self, invitation: Invitation) -> Share:
         """Return what this client downloads."""
-        return self.shares[str(invitation.rank)]
+        return self.shares[invitation.share_name]
+
+    def merges_of(self, invitation: Invitation) -> tuple[Merge, ...]:
+        """Return what this client's base has to hold, oldest first."""
+        return self.merges.get(invitation.model, ())
 
 
 class UpdateManifest(Record, frozen=True, kw_only=True):
@@ -131,6 +180,7 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
         num_steps: Optimiser steps taken.
         training_s: Time in the training loop [s].
         metrics: Its own figures, e.g. loss and validation accuracy.
+        fetched: Rounds whose merge it had to download, because it did not hold them yet.
     """
 
     run_id: str
@@ -146,6 +196,7 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
     num_steps: Count
     training_s: float
     metrics: dict[str, float]
+    fetched: tuple[int, ...] = ()
 
 
 class ClientFailure(Record, frozen=True, kw_only=True):
@@ -224,6 +275,22 @@ class Collection(Record, frozen=True, kw_only=True):
     ledger: tuple[LedgerLine, ...]
 
 
+class Clustering(Record, frozen=True, kw_only=True):
+    """Which model each client belongs to, fixed before aggregation.
+
+    Args:
+        labels: Client id -> model name, for every client seen so far.
+        parents: Model name -> the model of the round before that it goes on from.
+        similarities: (client, client, cosine) of updates, smoothed over the rounds.
+        silhouette: How well the clusters are apart, -1 to 1; None where there is one, or all stand alone.
+    """
+
+    labels: dict[str, str]
+    parents: dict[str, str]
+    similarities: tuple[tuple[str, str, float], ...] = ()
+    silhouette: float | None = None
+
+
 class RankChange(Record, frozen=True, kw_only=True):
     """One decision of the rank scheduler.
 
@@ -247,35 +314,67 @@ class RoundRecord(Record, frozen=True, kw_only=True):
         run_id: The run.
         round_index: The round; 0 holds the initial adapter.
         outcome: How it ended.
-        global_sha256: The global adapter after it.
-        global_round: The round whose key holds that adapter (an earlier one when this round failed).
+        models: Model name -> global adapter after it.
+        labels: Client id -> model name; empty when all clients share the one model.
         plan_sha256: Digest of the plan, empty for round 0.
         collection_sha256: Digest of the collection, empty for round 0.
         previous_sha256: Digest of the record before, empty for round 0.
         collection: Who counted, who did not.
         weights: Client id -> share of the aggregate.
+        notes: Client id -> what a robust rule did to its update.
         ranks: Client id -> rank from the next round on.
         rank_changes: What the scheduler changed.
         metrics: Evaluation of the global adapter.
-        model_version: Registered version, 0 when none was published.
         totals: Bytes of the run so far and of its counterfactuals.
     """
 
     run_id: str
     round_index: int
     outcome: Outcome
-    global_sha256: Digest
-    global_round: int
+    models: dict[str, GlobalModel]
+    labels: dict[str, str] = {}
     plan_sha256: str = ""
     collection_sha256: str = ""
     previous_sha256: str = ""
     collection: Collection = Collection(accepted=(), refused=(), missing=(), ledger=())
     weights: dict[str, float] = {}
+    notes: dict[str, str] = {}
     ranks: dict[str, int]
     rank_changes: tuple[RankChange, ...] = ()
     metrics: dict[str, float] = {}
-    model_version: int = 0
     totals: dict[str, int] = {}
+
+    def model_of(self, client_id: str) -> str:
+        """Return the name of the model that a client trains; a client nobody has seen joins the main one."""
+        return self.labels.get(client_id, self.main)
+
+    @property
+    def main(self) -> str:
+        """Name of the model that stands for the run: its only one, or that of the largest cluster."""
+        sizes = Counter(self.labels.values())
+        return max(sorted(self.models), key=lambda name: sizes[name])
+
+
+class FusionReport(Record, frozen=True, kw_only=True):
+    """What a client tells about joining its personal adapter with the global one; the adapter itself stays there.
+
+    Args:
+        run_id: The run.
+        client_id: Who.
+        form: How the two were joined: "cat", "svd" or "factors".
+        personal_weight: Weight of its own adapter.
+        shared_weight: Weight of the global one.
+        evaluations: How many weights the search tried.
+        metrics: "<personal|shared|fused>_<metric>" on its validation share.
+    """
+
+    run_id: str
+    client_id: str
+    form: str
+    personal_weight: float
+    shared_weight: float
+    evaluations: int
+    metrics: dict[str, float]
 
 
 def encode(record: Record) -> bytes:

@@ -1,8 +1,12 @@
 """What one step of a round hands to the next: keys and numbers, never tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.rounds.records import RoundPlan
+import msgspec
+
+from tasks.rounds.keys import GLOBAL
+from tasks.rounds.records import Acceptance, Collection, GlobalModel, RoundPlan
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,95 @@ class PlannedRound:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Updates that become one global adapter.
+
+    Args:
+        model: Name of that adapter.
+        parent: The model of the round before that it goes on from.
+        accepted: Its updates, by client id.
+        members: All clients seen so far that belong to it, absent ones included; empty when there is no other model.
+    """
+
+    model: str
+    parent: str
+    accepted: tuple[Acceptance, ...]
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """All groups of a round.
+
+    Args:
+        groups: Each with at least one update.
+        labels: Client id -> model name, for every client seen so far; empty when all clients share the one model.
+    """
+
+    groups: tuple[Group, ...]
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Candidate:
     """An aggregated adapter that nobody has judged yet.
 
     Args:
-        sha256: Digest of its weights file.
-        round_index: The round whose key holds it.
+        group: What it was woven from.
+        adapter: Where it lies; no version yet.
         weights: Client id -> share of the aggregate, summing to 1.
+        figures: Numbers about the aggregation itself, by metric name.
+        notes: Client id -> what a robust rule did to its update; clients left alone are not named.
     """
 
-    sha256: str
-    round_index: int
+    group: Group
+    adapter: GlobalModel
     weights: dict[str, float]
+    figures: dict[str, float]
+    notes: dict[str, str]
+
+
+def one_group(collection: Collection) -> Grouping:
+    """Return all of a round's updates as the one group of a run without clusters."""
+    return Grouping((Group(GLOBAL, GLOBAL, collection.accepted),), {})
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate with its figures and its version in the registry.
+
+    Args:
+        candidate: The candidate.
+        metrics: Its evaluation.
+        version: Its version.
+    """
+
+    candidate: Candidate
+    metrics: dict[str, float]
+    version: int
+
+
+def with_version(judged: Judged) -> GlobalModel:
+    """Return the adapter as records name it once it is published."""
+    return msgspec.structs.replace(judged.candidate.adapter, version=judged.version)
+
+
+def overall(judged: Sequence[Judged]) -> dict[str, float]:
+    """Return a round's figures: those of its one model, or the clusters' own and their mean by examples.
+
+    Args:
+        judged: The round's new adapters, at least one.
+
+    Returns:
+        Metric -> value; with clusters also "<metric>_<cluster>".
+    """
+    named = [(one.candidate.group, {**one.candidate.figures, **one.metrics}) for one in judged]
+    if len(named) == 1 and named[0][0].model == GLOBAL:
+        return named[0][1]
+    figures: dict[str, float] = {"clusters": float(len(named))}
+    for name in sorted({name for _, metrics in named for name in metrics}):
+        parts = [(metrics[name], group) for group, metrics in named if name in metrics]
+        sizes = [sum(acceptance.num_examples for acceptance in group.accepted) for _, group in parts]
+        figures[name] = sum(value * size for (value, _), size in zip(parts, sizes, strict=True)) / sum(sizes)
+        figures |= {f"{name}_{group.model.replace('-', '_')}": value for value, group in parts}
+    return figures

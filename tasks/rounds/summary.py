@@ -37,8 +37,9 @@ class RunSummary(Record, frozen=True, kw_only=True):
         saved_fraction: Part of full fine-tuning's bytes that was not moved.
         saved_fraction_max_rank: Part of everyone-at-the-largest-rank's bytes that was not moved.
         model_name: Name in the registry.
-        model_version: Its version there, 0 when none was published.
+        model_version: Its version there, 0 when none was published; of the largest cluster where there are several.
         adapter_sha256: Digest of its weights file.
+        models: Model name -> version; one, unless clients were clustered.
         tracking_url: Where to look at the run.
         store_url: Where its objects lie.
     """
@@ -54,6 +55,7 @@ class RunSummary(Record, frozen=True, kw_only=True):
     model_name: str
     model_version: int
     adapter_sha256: str
+    models: dict[str, int]
     tracking_url: str
     store_url: str
 
@@ -77,7 +79,8 @@ def summarise(records: list[RoundRecord], *, outcome: str, **where: Any) -> RunS
         downlink_bytes=last.totals.get("downlink_bytes", 0),
         saved_fraction=round(saved_fraction(last.totals, "full_fine_tuning"), 4),
         saved_fraction_max_rank=round(saved_fraction(last.totals, "max_rank"), 4),
-        model_version=trained[-1].model_version if trained else 0,
-        adapter_sha256=last.global_sha256,
+        model_version=last.models[last.main].version,
+        adapter_sha256=last.models[last.main].sha256,
+        models={name: model.version for name, model in last.models.items()},
         **where,
     )

@@ -11,7 +11,7 @@ Legend of dimensions: R rank, I inputs (flattened), O outputs.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -42,6 +42,7 @@ __all__ = [
     "initial_adapter",
     "load_adapter",
     "peft_config",
+    "train_only",
 ]
 
 ADAPTER_NAME = "default"
@@ -141,6 +142,21 @@ def load_adapter(model: PeftModel, adapter: LoraAdapter) -> None:
     with torch.no_grad():
         for key, tensor in arriving.items():
             tensors[key].copy_(tensor)
+
+
+def train_only(model: PeftModel, factor: Literal["a", "b"]) -> None:
+    """Freeze one factor of every pair, so that only the other one is trained.
+
+    Args:
+        model: A model from `adapt`.
+        factor: The factor that goes on training; dense tensors train as before.
+    """
+    frozen = ("lora_A", "lora_embedding_A") if factor == "b" else ("lora_B", "lora_embedding_B")
+    for module in model.get_base_model().modules():
+        if isinstance(module, LoraLayer):
+            for name in frozen:
+                for parameter in getattr(module, name).parameters():
+                    parameter.requires_grad_(requires_grad=False)
 
 
 def extract_adapter(model: PeftModel) -> LoraAdapter:

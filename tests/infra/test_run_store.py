@@ -20,7 +20,7 @@ from infra.run_store import (
 from tasks.errors import IntegrityError, ObjectNotFoundError, RecordFormatError, RunNotFoundError
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import RoundRecord, RunSpec, encode, sha256
+from tasks.rounds.records import GlobalModel, RoundRecord, RunSpec, encode, sha256
 from tests.flows.staged import bench_of
 
 DIGEST = "a" * 64
@@ -41,8 +41,7 @@ def chain(store):
             run_id="run-1",
             round_index=index,
             outcome="committed" if index else "initial",
-            global_sha256=DIGEST,
-            global_round=index,
+            models={"global": GlobalModel(sha256=DIGEST, round_index=index)},
             previous_sha256=sha256(encode(records[-1])) if records else "",
             ranks={"c00": 2},
         )
@@ -52,14 +51,10 @@ def chain(store):
 
 @pytest.fixture
 def written(store):
-    """A real adapter as round 0 and the record that names it."""
+    """A real adapter as round 0, and how records name it."""
     bench = bench_of()
     adapter = bench.initial_adapter()
-    digest = write_adapter(store, RoundKeys("run-1", 0), adapter, bench.peft_config(adapter))
-    record = RoundRecord(
-        run_id="run-1", round_index=0, outcome="initial", global_sha256=digest, global_round=0, ranks={}
-    )
-    return adapter, record
+    return adapter, write_adapter(store, RoundKeys("run-1", 0), adapter, bench.peft_config(adapter))
 
 
 def test_a_record_that_is_there_holds_against_a_later_one(store):
@@ -111,8 +106,8 @@ def test_a_first_record_that_continues_another_is_refused(store, chain):
 
 
 def test_an_adapter_is_read_as_it_was_written(store, written):
-    adapter, record = written
-    read = read_adapter(store, record)
+    adapter, model = written
+    read = read_adapter(store, "run-1", model)
     assert read.ranks == adapter.ranks
     for path, pair in adapter.pairs.items():
         assert read.pairs[path].a.equal(pair.a)
@@ -120,9 +115,8 @@ def test_an_adapter_is_read_as_it_was_written(store, written):
 
 
 def test_writing_an_adapter_again_changes_nothing(store, written):
-    adapter, record = written
-    digest = write_adapter(store, RoundKeys("run-1", 0), adapter, bench_of().peft_config(adapter))
-    assert digest == record.global_sha256
+    adapter, model = written
+    assert write_adapter(store, RoundKeys("run-1", 0), adapter, bench_of().peft_config(adapter)) == model
 
 
 def test_altered_weights_are_refused(store, written):
@@ -131,13 +125,13 @@ def test_altered_weights_are_refused(store, written):
     data[-1] ^= 1
     store.put(key, bytes(data))
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors: bytes were altered"):
-        read_adapter_files(store, written[1])
+        read_adapter_files(store, "run-1", written[1])
 
 
 def test_a_folder_without_its_config_is_not_read(store, written):
     store.delete(RoundKeys("run-1", 0).adapter(CONFIG))
     with pytest.raises(ObjectNotFoundError, match=r"adapter_config\.json"):
-        read_adapter_files(store, written[1])
+        read_adapter_files(store, "run-1", written[1])
 
 
 def test_only_described_runs_are_listed(store):

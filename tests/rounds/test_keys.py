@@ -14,7 +14,7 @@ ROUND = RoundKeys("run-1", 3)
 def test_keys_are_those_of_the_grammar():
     assert keys.run_spec("run-1") == "runs/run-1/run.json"
     assert ROUND.plan == "runs/run-1/rounds/000003/plan.json"
-    assert ROUND.share(8) == "runs/run-1/rounds/000003/downlink/rank-8.safetensors"
+    assert ROUND.share(8) == "runs/run-1/rounds/000003/downlink/global/rank-8.safetensors"
     assert ROUND.uplink("c01", 2, keys.MANIFEST) == "runs/run-1/rounds/000003/uplink/c01/2/manifest.json"
     assert ROUND.adapter("adapter_model.safetensors") == "runs/run-1/rounds/000003/global/adapter_model.safetensors"
     assert ROUND.quarantine("c01", 2) == "runs/run-1/quarantine/000003/c01/2.json"

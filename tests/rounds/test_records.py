@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import IntegrityError
-from tasks.rounds.records import RoundRecord, UpdateManifest, check_digest, decode, encode, sha256
+from tasks.rounds.records import GlobalModel, RoundRecord, UpdateManifest, check_digest, decode, encode, sha256
 
 DIGEST = "a" * 64
+MODEL = GlobalModel(sha256=DIGEST, round_index=0)
 
 
 def manifest(**changes):
@@ -32,7 +33,7 @@ def manifest(**changes):
 @given(st.permutations(["c03", "c01", "c02"]))
 def test_equal_records_have_equal_bytes_whatever_the_order_of_keys(order):
     records = [
-        RoundRecord(run_id="r", round_index=0, outcome="initial", global_sha256=DIGEST, global_round=0, ranks=ranks)
+        RoundRecord(run_id="r", round_index=0, outcome="initial", models={"global": MODEL}, ranks=ranks)
         for ranks in (dict.fromkeys(order, 4), dict.fromkeys(sorted(order), 4))
     ]
     assert encode(records[0]) == encode(records[1])
