@@ -6,18 +6,23 @@ from pydantic import Field, model_validator
 
 from configs.forms import FormModel
 from configs.sections import (
+    NO_RULE,
     AggregationConfig,
     CohortConfig,
     DataConfig,
     DispatchConfig,
     EvaluationConfig,
     ExchangeConfig,
+    MethodOption,
     ModelConfig,
     PublishingConfig,
     RanksConfig,
     TrainingConfig,
 )
+from tasks.aggregators.options import HasOptions, chosen
+from tasks.aggregators.robust.table import ROBUST_RULES, misfit
 from tasks.aggregators.table import AGGREGATORS
+from tasks.errors import RankweaveError
 
 _OWN_NETWORKS = {"mlp", "cnn"}
 _IMAGE_KINDS = {*_OWN_NETWORKS, "image_classification"}
@@ -81,10 +86,86 @@ def _quorum_fits(config: ExperimentConfig) -> str:
 
 def _ranks_fit_aggregator(config: ExperimentConfig) -> str:
     row = AGGREGATORS[config.aggregation.name]
+    if not row.mixed_ranks and config.ranks.scheduler != "fixed":
+        return f"ranks.scheduler: {row.name} needs ranks that are equal and stay so; use fixed, or another aggregator"
     if not row.mixed_ranks and len(set(config.ranks.client_fractions)) > 1:
         return (
             f"aggregation.name: {config.aggregation.name} needs equal ranks, ranks.client_fractions has "
             f"{len(set(config.ranks.client_fractions))} different ones; use rbla, or one fraction for all"
+        )
+    return ""
+
+
+def _options_fit_methods(config: ExperimentConfig) -> str:
+    aggregation = config.aggregation
+    rows: list[tuple[HasOptions, list[MethodOption], str]] = [
+        (AGGREGATORS[aggregation.name], aggregation.options, "options")
+    ]
+    if aggregation.robust != NO_RULE:
+        rows.append((ROBUST_RULES[aggregation.robust], aggregation.robust_options, "robust_options"))
+    elif aggregation.robust_options:
+        return "aggregation.robust_options: there is no robust rule to take them; set aggregation.robust"
+    for row, given, field in rows:
+        if len({option.name for option in given}) < len(given):
+            return f"aggregation.{field}: an option is set twice; keep one of the two"
+        try:
+            chosen(row.name, row.options, {option.name: option.value for option in given})
+        except RankweaveError as error:
+            return f"aggregation.{field}: {error}"
+    return ""
+
+
+def _method_has_what_it_needs(config: ExperimentConfig) -> str:
+    """Refuse what a method cannot honour, by what its row promises."""
+    row, aggregation = AGGREGATORS[config.aggregation.name], config.aggregation
+    if row.sends == "a":
+        if config.training.validation_frac == 0:
+            return (
+                f"aggregation.name: with {row.name} clients keep factor b at home, so only they can measure quality; set "
+                "training.validation_frac above 0"
+            )
+        if aggregation.weighting == "ranked":
+            return f"aggregation.weighting: ranked goes by the norm of products, and {row.name} is sent none; use by_examples"
+        if aggregation.clusters.enabled:
+            return f"aggregation.clusters: {row.name} is sent no products, which clusters compare; turn them off"
+    if aggregation.robust != NO_RULE and (reason := misfit(ROBUST_RULES[aggregation.robust], row)):
+        return f"aggregation.robust: {reason}"
+    return ""
+
+
+def _robust_rule_has_clients(config: ExperimentConfig) -> str:
+    aggregation = config.aggregation
+    if aggregation.robust == NO_RULE:
+        return ""
+    rule = ROBUST_RULES[aggregation.robust]
+    fewest = rule.fewest_updates({option.name: option.value for option in aggregation.robust_options})
+    if config.cohort.quorum < fewest:
+        return f"cohort.quorum: {aggregation.robust} needs {fewest} updates or more; raise it, or use another rule"
+    if fewest > 1 and aggregation.clusters.enabled:
+        return (
+            f"aggregation.robust: {aggregation.robust} needs {fewest} updates, and a cluster may have fewer; use a rule "
+            "that takes any number, such as geometric_median"
+        )
+    return ""
+
+
+def _clusters_fit_clients(config: ExperimentConfig) -> str:
+    clusters, clients = config.aggregation.clusters, config.data.partition.num_clients
+    if clusters.enabled and clients and clusters.num_clusters > clients:
+        return f"aggregation.clusters.num_clusters: {clusters.num_clusters} is above the {clients} clients; lower it"
+    return ""
+
+
+def _personal_adapter_fits(config: ExperimentConfig) -> str:
+    row = AGGREGATORS[config.aggregation.name]
+    if not config.training.personal.enabled:
+        return ""
+    if config.training.validation_frac == 0:
+        return "training.personal: fusion is searched on each client's validation share; set training.validation_frac"
+    if row.downlink != "slice" or row.sends != "both":
+        return (
+            f"training.personal: needs a global adapter that clients hold whole on an unchanged base, which {row.name} "
+            "does not give; use rbla or raflora"
         )
     return ""
 
@@ -135,6 +216,11 @@ def _metric_fits_model(config: ExperimentConfig) -> str:
 _RULES: tuple[Callable[[ExperimentConfig], str], ...] = (
     _quorum_fits,
     _ranks_fit_aggregator,
+    _options_fit_methods,
+    _method_has_what_it_needs,
+    _robust_rule_has_clients,
+    _clusters_fit_clients,
+    _personal_adapter_fits,
     _weighting_has_quality,
     _source_fits_model,
     _model_has_location,

@@ -4,23 +4,31 @@ Built once per process and handed to the steps that need it, because it is heavy
 Prefect walks through dataclasses it is given as arguments, and would walk through the data.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from configs.experiment import ExperimentConfig
-from tasks.adapters.lora import LoraAdapter
+from configs.sections import NO_RULE
+from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
+from tasks.aggregators.fold import Fold
+from tasks.aggregators.robust.screen import ScreenedFold
+from tasks.aggregators.robust.table import robust_rule
+from tasks.aggregators.table import Aggregator, aggregator
 from tasks.data.examples import Examples
 from tasks.data.partitions import Partition, PartitionSpec, partition
 from tasks.data.prepare import prepare_examples
 from tasks.data.sources import RawData, SourceSpec, read_source
 from tasks.errors import ConfigError
 from tasks.rank_schedulers import initial_ranks, module_ranks
+from tasks.rounds.exchange import Exchange
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import LoraSpec, adapted_modules, initial_adapter, peft_config
 from tasks.training.loop import TrainingSpec
+from tasks.training.merging import merged
 from tasks.training.models import BaseModel, BaseModelSpec, load_base
 from tasks.training.spec import resolve_device
 
@@ -36,6 +44,7 @@ class Workbench:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self.config = config
+        self._merged: tuple[tuple[str, ...], BaseModel] | None = None
 
     def load(self) -> "Workbench":
         """Load data and model now, so that what is wrong with them shows before anything is written.
@@ -56,12 +65,24 @@ class Workbench:
             raise ConfigError(
                 "cohort.quorum", "is above the clients wanted", got=cohort.quorum, expected=f"at most {wanted}"
             )
+        if self.aggregator.sends == "b":
+            self._check_frozen_factor()
         alone = [client for client in self.clients if self.quality_metric and not len(self.client_indices(client)[1])]
         if alone:
             raise ConfigError(
                 "aggregation.weighting",
                 f"ranked needs a validation share of every client; with one example only: {', '.join(alone)}",
                 remedy="raise data.partition.min_examples to 2, or use another weighting",
+            )
+
+    def _check_frozen_factor(self) -> None:
+        """With `a` frozen at zero, as PEFT draws it for embeddings, a product could never leave zero."""
+        dead = [path for path, pair in self._initial.pairs.items() if not bool(pair.a.any())]
+        if dead:
+            raise ConfigError(
+                "aggregation.name",
+                f"{self.aggregator.name} freezes factor a, which is zero in {', '.join(dead)}: they would never learn",
+                remedy="leave embedding layers out of model.lora.target_modules, or use another aggregator",
             )
 
     @property
@@ -167,6 +188,24 @@ class Workbench:
         shuffled = rng.permutation(indices)
         return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
 
+    def test_indices(self, clients: Iterable[str]) -> np.ndarray | None:
+        """Return the test examples of some clients, where the data say whose they are.
+
+        Args:
+            clients: Clients of one cluster.
+
+        Returns:
+            Positions in `test` whose value of the partition's column is one of these clients'; None, for all of them,
+            where clients were dealt their data by us, or the test split has none of theirs.
+        """
+        spec = self.config.data.partition
+        if spec.name != "natural" or spec.column not in self.raw.test.columns:
+            return None
+        mine = {self.partition.origins[client] for client in clients}
+        values = np.asarray([str(value) for value in self.raw.test.columns[spec.column]])
+        found = np.flatnonzero(np.isin(values, sorted(mine)))
+        return found if len(found) else None
+
     # --- model ---
 
     @cached_property
@@ -237,12 +276,61 @@ class Workbench:
 
     def initial_adapter(self) -> LoraAdapter:
         """Return the adapter of round 0: B = 0, so it changes nothing yet."""
+        return self._initial
+
+    @cached_property
+    def _initial(self) -> LoraAdapter:
         return initial_adapter(self.base, self.lora, self.ceilings, seed=derive_seed(self.config.seed, "adapter"))
+
+    def base_with(self, additions: Mapping[str, LoraAdapter]) -> BaseModel:
+        """Return the base model with updates added to its weights; the last one made is kept for the next client.
+
+        Args:
+            additions: Digest -> update, oldest first.
+        """
+        key, last = tuple(additions), self._merged  # one look: another thread may put its own there
+        if last is None or last[0] != key:
+            self._merged = last = key, merged(self.base, list(additions.values()))
+        return last[1]
+
+    # --- method ---
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """How updates are woven, and what that method promises."""
+        return aggregator(self.config.aggregation.name)
+
+    def fold(self) -> Fold:
+        """Start an aggregation: the method with its options, behind the robust rule if there is one."""
+        aggregation = self.config.aggregation
+        start = partial(self.aggregator.fold, {option.name: option.value for option in aggregation.options})
+        if aggregation.robust == NO_RULE:
+            return start()
+        values = {option.name: option.value for option in aggregation.robust_options}
+        return ScreenedFold(start, robust_rule(aggregation.robust).start(values))
+
+    @property
+    def exchange(self) -> Exchange:
+        """What of an adapter crosses the link; clients of a stacking method start from factors of their own."""
+        row = self.aggregator
+        return Exchange(
+            downlink="none" if row.downlink == "stack" else row.sends, uplink=row.sends, known=self._known_pairs
+        )
+
+    def _known_pairs(self, round_index: int, client_id: str, ranks: Mapping[str, int]) -> Mapping[str, LoraPair]:
+        """Return what a client can tell without being sent it: drawn anew where the method starts anew, or round 0's.
+
+        The same on the client and on the server; factors that are sent replace those in it.
+        """
+        if self.aggregator.downlink == "stack":
+            seed = derive_seed(self.config.seed, "fresh", round_index, client_id)
+            return initial_adapter(self.base, self.lora, ranks, seed=seed).pairs
+        return prefix(self._initial, ranks).pairs
 
     @cached_property
     def dense_parameters(self) -> int:
         """Numbers in the tensors that are trained whole."""
-        return sum(tensor.numel() for tensor in self.initial_adapter().dense.values())
+        return sum(tensor.numel() for tensor in self._initial.dense.values())
 
     def peft_config(self, adapter: LoraAdapter) -> dict[str, Any]:
         """Return the adapter_config.json that an adapter is published with."""

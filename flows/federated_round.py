@@ -4,15 +4,18 @@ from prefect import flow
 
 from configs.workbench import Workbench
 from flows.dispatch import dispatch_clients
+from flows.run_page import show_diagnostics
 from infra.engine import untagged_tasks
 from tasks.aggregate_updates import aggregate_updates
 from tasks.close_round import RoundResult, close_round
 from tasks.collect_updates import Patience, collect_updates
 from tasks.evaluate_adapter import evaluate_adapter
+from tasks.group_updates import group_updates
 from tasks.plan_round import plan_round
 from tasks.publish_adapter import publish_adapter
 from tasks.reschedule_ranks import reschedule_ranks
-from tasks.rounds.records import RoundRecord
+from tasks.rounds.records import RoundPlan, RoundRecord
+from tasks.rounds.steps import Group, Judged, one_group, overall
 from tasks.rounds.summary import RunHandle
 
 
@@ -40,14 +43,24 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
     dispatched = dispatch_clients(run, plan, planned.tickets, bench)
     patience = Patience(config.cohort.deadline_s, config.cohort.grace_s)
     try:
-        collection = collect_updates(plan, run.store_url, dispatched, patience, num_rounds=config.rounds)
+        collection = collect_updates(plan, run.store_url, dispatched, patience, bench=bench)
     finally:
         dispatched.stop()
     if len(collection.accepted) < plan.quorum:
         return close_round(run, plan, collection, previous, bench, result=RoundResult())
-    candidate = aggregate_updates(plan, collection, previous, run.store_url, bench)
+    clustered = config.aggregation.clusters.enabled
+    grouping = group_updates(plan, collection, previous, run.store_url, bench) if clustered else one_group(collection)
+    judged = tuple(_judge(run, plan, group, previous, bench) for group in grouping.groups)
+    metrics = overall(judged)
+    decision = reschedule_ranks(plan, collection, metrics, previous, bench)
+    result = RoundResult(judged, grouping.labels, metrics, decision)
+    record = close_round(run, plan, collection, previous, bench, result=result)
+    show_diagnostics(record, judged, config.metric)
+    return record
+
+
+def _judge(run: RunHandle, plan: RoundPlan, group: Group, previous: RoundRecord, bench: Workbench) -> Judged:
+    candidate = aggregate_updates(run, plan, group, previous, bench)
     metrics = evaluate_adapter(plan, candidate, run.store_url, bench)
     version = publish_adapter(run, plan, candidate, previous, bench)
-    decision = reschedule_ranks(plan, collection, metrics, previous, bench)
-    result = RoundResult(candidate.sha256, candidate.weights, metrics, version, decision)
-    return close_round(run, plan, collection, previous, bench, result=result)
+    return Judged(candidate, metrics, version)

@@ -9,6 +9,7 @@ from configs.experiment import ExperimentConfig
 from configs.loading import parse_config
 from configs.workbench import Workbench
 from flows.federated_round import federated_round
+from flows.fusing import fuse_here
 from flows.run_page import RunPage
 from infra.engine import name_this_flow_run, one_heartbeat
 from infra.object_store import open_store
@@ -65,6 +66,8 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
         num_failed += record.outcome == "failed"
         if num_failed > config.cohort.max_failed_rounds:
             raise _quorum_lost(run, record, config)
+    if config.training.personal.enabled and config.dispatch.mode == "inline":
+        fuse_here(run.store_url, run.run_id, bench, bench.clients)
     outcome = "committed" if done >= config.rounds else "target_reached"
     summary = finish_run(run, bench, outcome=outcome)
     page.show_result(summary, read_records(store, run.run_id))

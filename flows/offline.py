@@ -2,45 +2,108 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tasks.adapters.lora import check_finite
 from tasks.adapters.peft_files import PeftFolder, read_adapter, write_adapter
 from tasks.adapters.resize import resize
-from tasks.aggregators.table import aggregate, aggregator
+from tasks.aggregators.fold import Fold
+from tasks.aggregators.robust.screen import Screen, ScreenedFold
+from tasks.aggregators.robust.table import misfit, robust_rule
+from tasks.aggregators.table import Aggregator, aggregator
 from tasks.errors import BaseModelMismatchError, ConfigError
 
 
-def aggregate_folders(method: str, arguments: Sequence[str], *, rank: int | None, out: str) -> dict[str, Any]:
-    """Weave PEFT adapter folders into one.
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters are woven offline.
 
     Args:
         method: Name of an aggregator.
+        options: "NAME=VALUE" each, for the aggregator.
+        robust: Name of a robust rule; empty for none.
+        robust_options: "NAME=VALUE" each, for the rule.
+        rank: Rank of the result; None for the one the method gives.
+    """
+
+    method: str
+    options: Sequence[str] = ()
+    robust: str = ""
+    robust_options: Sequence[str] = ()
+    rank: int | None = None
+
+    def fold(self) -> Fold:
+        """Start the aggregation; what cannot be honoured is refused here, before any folder is read.
+
+        Raises:
+            UnknownNameError: No such aggregator, rule or option.
+            ConfigError: An option is malformed, given twice or out of bounds, or the parts do not go together.
+        """
+        row, values = aggregator(self.method), _values(self.options)
+        plain = row.fold(values)
+        if row.sends == "a" and self.rank is not None:
+            raise ConfigError(
+                f"--rank {self.rank}",
+                f"{row.name} gives a factor without a product, and a cut keeps the largest parts of a product",
+                remedy="leave --rank out",
+            )
+        screen = self._screen(row)
+        return plain if screen is None else ScreenedFold(partial(row.fold, values), screen)
+
+    def _screen(self, row: Aggregator) -> Screen | None:
+        if not self.robust:
+            if self.robust_options:
+                raise ConfigError("--robust-option", "there is no robust rule to take it", remedy="name one: --robust")
+            return None
+        rule = robust_rule(self.robust)
+        if reason := misfit(rule, row):
+            raise ConfigError(f"--robust {rule.name}", reason)
+        return rule.start(_values(self.robust_options))
+
+
+def aggregate_folders(recipe: Recipe, arguments: Sequence[str], *, out: str) -> dict[str, Any]:
+    """Weave PEFT adapter folders into one.
+
+    Args:
+        recipe: How.
         arguments: "DIR=NUM_EXAMPLES" each.
-        rank: Rank of the result; None for the largest present.
         out: New folder.
 
     Returns:
         What was written, and "text" to print.
 
     Raises:
-        UnknownNameError: No such aggregator.
-        ConfigError: An argument is not of that form, or the folder exists.
+        UnknownNameError: No such aggregator, rule or option.
+        ConfigError: An argument is not of that form, the recipe cannot be honoured, or the folder exists.
         AdapterFormatError: A folder is not a PEFT LoRA adapter.
         BaseModelMismatchError: Folders name different base models or tasks.
+        MixedRanksError: The method needs equal ranks.
+        FrozenFactorError: The method needs one factor a for all, and the folders' differ.
     """
-    aggregator(method)
+    fold = recipe.fold()
     target = _new_folder(out)
     named = dict(_parse(argument) for argument in arguments)
     if len(named) != len(arguments):
         raise ConfigError("adapters", "the same folder is given twice")
     folders = {path: read_adapter(path) for path in sorted(named)}
     config = _common_config(folders)
-    woven = aggregate(method, [folders[path].adapter for path in folders], [named[path] for path in folders])
-    if rank is not None:
-        woven = resize(woven, rank)
+    for position, (path, folder) in enumerate(folders.items()):
+        check_finite(folder.adapter, f"adapter {path}")
+        fold.add(position, folder.adapter, named[path])
+    woven = fold.finish(None)
+    if recipe.rank is not None:
+        woven = resize(woven, recipe.rank)
     write_adapter(target, woven, config)
-    return _report(target, woven.ranks, f"{method} of {len(folders)} adapters")
+    report = _report(target, woven.ranks, f"{recipe.method} of {len(folders)} adapters")
+    paths = [str(path) for path in folders]
+    notes = {paths[place]: note for place, note in fold.notes.items()} if isinstance(fold, ScreenedFold) else {}
+    lines = [report["text"], *(f"  {path}: {note}" for path, note in notes.items())]
+    if aggregator(recipe.method).sends == "a":
+        lines.append("  factor b stays with each adapter: the result holds the shared factor a, and zeros for b")
+    return {**report, "notes": notes, "text": "\n".join(lines)}
 
 
 def resize_folder(folder: str, *, rank: int, out: str) -> dict[str, Any]:
@@ -59,6 +122,19 @@ def resize_folder(folder: str, *, rank: int, out: str) -> dict[str, Any]:
     resized = resize(source.adapter, rank)
     write_adapter(target, resized, source.config)
     return _report(target, resized.ranks, f"{folder} at rank {rank}")
+
+
+def _values(arguments: Sequence[str]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for argument in arguments:
+        name, _, number = argument.partition("=")
+        if name in values:
+            raise ConfigError(f"option {argument!r}", f"{name} is given twice", remedy="give every option once")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"option {argument!r}", "has no number", expected="NAME=VALUE, e.g. energy=0.9") from None
+    return values
 
 
 def _new_folder(out: str) -> Path:

@@ -2,14 +2,20 @@
 
 import base64
 import logging
+from collections.abc import Sequence
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
 from tasks.evaluation.plots import curve, quality_by_bytes
+from tasks.rounds.keys import GLOBAL
 from tasks.rounds.records import RoundRecord
+from tasks.rounds.steps import Judged
 from tasks.rounds.summary import RunHandle, RunSummary
+
+MOST_NAMED = 10
+"""Clients named in one line; the store's record and MLflow's clients.json name all."""
 
 
 class RunPage:
@@ -43,6 +49,51 @@ class RunPage:
         )
 
 
+def show_diagnostics(record: RoundRecord, judged: Sequence[Judged], metric: str) -> None:
+    """Leave a page with the round: what happened inside its aggregate, and quality at every rank in use."""
+    create_markdown_artifact(
+        diagnostics_page(record, judged, metric),
+        key=f"round-{record.run_id}-{record.round_index:03d}",
+        description=f"Round {record.round_index}: {_quality(record, metric)}",
+    )
+
+
+def diagnostics_page(record: RoundRecord, judged: Sequence[Judged], metric: str) -> str:
+    """Return a round's inside as a markdown page, one section a model.
+
+    Args:
+        record: The round's record.
+        judged: Its new global adapters.
+        metric: The figure the run is judged by.
+    """
+    moved = {direction: record.totals.get(f"{direction}_bytes", 0) for direction in ("uplink", "downlink")}
+    sections = [
+        f"# {record.run_id}, round {record.round_index}",
+        f"Moved so far: {moved['uplink']:,} bytes up, {moved['downlink']:,} bytes down.",
+    ]
+    for one in judged:
+        sections += _model_sections(one, metric)
+    return "\n\n".join(section for section in sections if section)
+
+
+def _model_sections(one: Judged, metric: str) -> list[str]:
+    candidate = one.candidate
+    clients = [acceptance.client_id for acceptance in candidate.group.accepted]
+    inside = [(name.replace("_", " "), f"{value:.4g}") for name, value in candidate.figures.items()]
+    mark = f"{metric}_at_rank_"
+    ladder = [(f"{metric} at rank {int(n[len(mark) :])}", v) for n, v in one.metrics.items() if n.startswith(mark)]
+    if metric in one.metrics:
+        ladder.append((f"{metric}, whole", one.metrics[metric]))
+    rows = [*inside, *((name, f"{value:.4f}") for name, value in ladder)]
+    notes = [f"- {client}: {note}" for client, note in sorted(candidate.notes.items())]
+    return [
+        f"## {candidate.group.model}, version {one.version}, {len(clients)} clients",
+        f"{', '.join(clients[:MOST_NAMED])}{' ...' if len(clients) > MOST_NAMED else ''}",
+        "\n".join(["| figure | value |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)]),
+        "\n".join(notes),
+    ]
+
+
 def result_page(summary: RunSummary, records: list[RoundRecord], metric: str) -> str:
     """Return a run as a markdown page.
 
@@ -73,7 +124,7 @@ def round_table(records: list[RoundRecord], metric: str) -> str:
     rows = (
         f"| {r.round_index} | {r.outcome} | {_figure(r, metric)} | {len(r.collection.accepted)} "
         f"| {len(r.collection.refused)} | {len(r.collection.missing)} | {r.totals['uplink_bytes']:,} "
-        f"| {r.totals['downlink_bytes']:,} | {r.model_version if r.global_round == r.round_index else 'none'} |"
+        f"| {r.totals['downlink_bytes']:,} | {_versions(r)} |"
         for r in records[1:]
     )
     return head + "\n".join(rows)
@@ -98,6 +149,13 @@ def _picture(summary: RunSummary, records: list[RoundRecord], metric: str) -> st
     return f"![{metric} by bytes moved](data:image/png;base64,{png})"
 
 
+def _versions(record: RoundRecord) -> str:
+    made = {name: model.version for name, model in record.models.items() if model.round_index == record.round_index}
+    if list(made) == [GLOBAL]:
+        return str(made[GLOBAL])
+    return ", ".join(f"{name} v{version}" for name, version in sorted(made.items())) or "none"
+
+
 def _figure(record: RoundRecord, metric: str) -> str:
     value = record.metrics.get(metric)
     return "none" if value is None else f"{value:.4f}"
@@ -114,5 +172,5 @@ def _answers(record: RoundRecord) -> str:
     text = f"{len(collection.accepted)} accepted"
     for what, who in (("refused", refused), ("missing", list(collection.missing))):
         if who:
-            text += f", {len(who)} {what}: {', '.join(who[:10])}{' ...' if len(who) > 10 else ''}"
+            text += f", {len(who)} {what}: {', '.join(who[:MOST_NAMED])}{' ...' if len(who) > MOST_NAMED else ''}"
     return text

@@ -1,48 +1,89 @@
-"""Verb: weave the accepted updates into the next global adapter, one client in memory at a time."""
+"""Verb: weave a group's accepted updates into its next global adapter.
+
+Messages are read one at a time. What stays of them is the method's business: slot methods keep one adapter of sums,
+product methods, robust rules and the diagnostics keep the factors of all clients.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 
 from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
-from infra.object_store import ObjectStore, open_store
-from infra.run_store import read_adapter, write_adapter
-from tasks.adapters.lora import LoraAdapter
-from tasks.aggregators.table import aggregator
+from infra.object_store import ObjectStore, commit, open_store
+from infra.run_store import read_adapter, read_update, write_adapter, write_json
+from tasks.adapters.lora import LoraAdapter, prefix
+from tasks.aggregators.fold import Fold
+from tasks.aggregators.robust.screen import ScreenedFold
+from tasks.aggregators.stacks import stacked
 from tasks.aggregators.weightings import Contribution, weighting
 from tasks.codecs.table import codec
+from tasks.evaluation.diagnostics import Observed, diagnose
 from tasks.rounds import keys
+from tasks.rounds.exchange import MERGE_CODEC
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import Acceptance, Collection, RoundPlan, RoundRecord, check_digest
-from tasks.rounds.steps import Candidate
+from tasks.rounds.records import Acceptance, GlobalModel, Merge, RoundPlan, RoundRecord, sha256
+from tasks.rounds.steps import Candidate, Group
+from tasks.rounds.summary import RunHandle
 
 
-@task(name="aggregate-updates", task_run_name="aggregate round {plan.round_index}", **task_options())
+@task(
+    name="aggregate-updates",
+    task_run_name="aggregate round {plan.round_index}, {group.model}",
+    **task_options(),
+)
 def aggregate_updates(
-    plan: RoundPlan, collection: Collection, previous: RoundRecord, store_url: str, bench: Workbench
+    run: RunHandle, plan: RoundPlan, group: Group, previous: RoundRecord, bench: Workbench
 ) -> Candidate:
     """Aggregate in client order, so that equal collections give equal bytes.
 
     Args:
+        run: The run.
         plan: The round's plan.
-        collection: Which updates count.
+        group: Which updates, and what they go on from.
         previous: The record of the round before, whose adapter fills slots that nobody covered.
-        store_url: Where adapters are exchanged.
-        bench: The run's model, for the PEFT config of the result.
+        bench: The run's method, and its model for the PEFT config of the result.
 
     Returns:
         The candidate, written as a PEFT folder.
     """
-    store = open_store(store_url)
-    config = bench.config.aggregation
-    weights = weighting(config.weighting)([_contribution(a, plan.quality_metric) for a in collection.accepted])
-    fold = aggregator(config.name).start()
-    for position, (acceptance, weight) in enumerate(zip(collection.accepted, weights, strict=True)):
-        fold.add(position, _read_update(store, plan, acceptance), weight)
-    adapter = fold.finish(read_adapter(store, previous))
-    digest = write_adapter(store, RoundKeys(plan.run_id, plan.round_index), adapter, bench.peft_config(adapter))
+    started = time.perf_counter()
+    store, parent = open_store(run.store_url), previous.models[group.parent]
+    before = read_adapter(store, run.run_id, parent)
+    weights = weighting(bench.config.aggregation.weighting)(
+        [_contribution(a, plan.quality_metric) for a in group.accepted]
+    )
+    # Where clients keep a factor at home nobody but they could say what their products are.
+    is_measured = bench.config.evaluation.diagnostics and bench.aggregator.sends != "a"
+    fold, observed = bench.fold(), Observed()
+    for position, (acceptance, weight) in enumerate(zip(group.accepted, weights, strict=True)):
+        update = _read_update(store, plan, acceptance, bench)
+        fold.add(position, update, weight)
+        if is_measured:
+            observed.add(update, weight, position=position)
+    adapter = fold.finish(before)
+    ranks = bench.module_ranks(group.accepted[0].rank)
+    addition = None if bench.aggregator.merges is None else bench.aggregator.merges(adapter, before, ranks)
+    merges = _with_merge(store, plan, group, parent, addition)
+    round_keys = RoundKeys(plan.run_id, plan.round_index)
+    config = bench.peft_config(adapter)
+    written = write_adapter(store, round_keys, adapter, config, model=group.model, merges=merges)
+    figures = {"aggregation_s": time.perf_counter() - started}
+    if is_measured:
+        made = adapter if addition is None else _this_round(adapter, addition, bench, ranks)
+        found = diagnose(observed, made, [bench.module_ranks(acceptance.rank) for acceptance in group.accepted])
+        figures |= found.to_metrics()
+        write_json(store, round_keys.adapter(keys.DIAGNOSTICS, group.model), found.to_json())
     total = sum(weights)
-    shares = {a.client_id: w / total for a, w in zip(collection.accepted, weights, strict=True)}
-    return Candidate(digest, plan.round_index, shares)
+    shares = {a.client_id: w / total for a, w in zip(group.accepted, weights, strict=True)}
+    notes = {group.accepted[place].client_id: note for place, note in _notes(fold).items()}
+    return Candidate(group, written, shares, figures, notes)
+
+
+def _notes(fold: Fold) -> Mapping[int, str]:
+    return fold.notes if isinstance(fold, ScreenedFold) else {}
 
 
 def _contribution(acceptance: Acceptance, quality_metric: str) -> Contribution:
@@ -54,7 +95,33 @@ def _contribution(acceptance: Acceptance, quality_metric: str) -> Contribution:
     )
 
 
-def _read_update(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance) -> LoraAdapter:
-    key = RoundKeys(plan.run_id, plan.round_index).uplink(acceptance.client_id, acceptance.attempt, keys.UPDATE)
-    data = check_digest(store.get(key), acceptance.update_sha256, key)
-    return codec(plan.uplink_codec).decode(data, None)
+def _read_update(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance, bench: Workbench) -> LoraAdapter:
+    ranks = bench.module_ranks(acceptance.rank)
+    message = read_update(store, plan, acceptance)
+    return bench.exchange.whole_update(message, plan.round_index, acceptance.client_id, ranks)
+
+
+def _with_merge(
+    store: ObjectStore, plan: RoundPlan, group: Group, parent: GlobalModel, addition: LoraAdapter | None
+) -> tuple[Merge, ...]:
+    """Write what clients have to add to their base, if anything, behind what they had to add before."""
+    if addition is None or not addition.pairs:
+        return parent.merges
+    # Exact whatever the shares are sent with: what clients add up must stay what the server holds.
+    data, _ = codec(MERGE_CODEC).encode(LoraAdapter(addition.pairs), None, None)
+    key = RoundKeys(plan.run_id, plan.round_index).adapter(keys.MERGE, group.model)
+    commit(store, key, data)
+    merge = Merge(round_index=plan.round_index, key=key, sha256=sha256(data), num_bytes=len(data))
+    return (*parent.merges, merge)
+
+
+def _this_round(adapter: LoraAdapter, addition: LoraAdapter, bench: Workbench, ranks: Mapping[str, int]) -> LoraAdapter:
+    """Leave the merges of earlier rounds out of an adapter: what is left is what this round's updates became."""
+    if bench.aggregator.downlink == "stack":
+        return addition
+    trained = prefix(adapter, ranks)
+    pairs = {
+        path: replace(stacked([pair, addition.pairs[path]]), form=pair.form) if path in addition.pairs else pair
+        for path, pair in trained.pairs.items()
+    }
+    return LoraAdapter(pairs)

@@ -9,12 +9,23 @@ from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import open_store
 from infra.progress import Progress, tell
-from infra.run_store import commit_record
+from infra.run_store import commit_record, read_json
 from infra.tracking import open_tracker
 from tasks.rank_schedulers import RankDecision
+from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.ledger import adapter_parameters, round_totals, saved_fraction
-from tasks.rounds.records import Collection, Outcome, RankChange, RoundPlan, RoundRecord, encode, sha256
+from tasks.rounds.records import (
+    Collection,
+    GlobalModel,
+    Outcome,
+    RankChange,
+    RoundPlan,
+    RoundRecord,
+    encode,
+    sha256,
+)
+from tasks.rounds.steps import Judged, with_version
 from tasks.rounds.summary import RunHandle
 
 
@@ -23,17 +34,15 @@ class RoundResult:
     """What a round with quorum produced; the default is what a failed one leaves: nothing.
 
     Args:
-        global_sha256: The new global adapter.
-        weights: Client id -> share of it.
-        metrics: Its evaluation.
-        model_version: Its version in the registry.
+        judged: Its new global adapters, with their evaluations and versions.
+        labels: Client id -> model name; empty when all clients share the one model.
+        metrics: Figures of the whole round.
         decision: Ranks of the next round.
     """
 
-    global_sha256: str = ""
-    weights: Mapping[str, float] = field(default_factory=dict)
+    judged: tuple[Judged, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    model_version: int = 0
     decision: RankDecision | None = None
 
 
@@ -60,31 +69,44 @@ def close_round(  # the record is where everything about a round comes together
     Returns:
         The record under the key.
     """
-    committed = bool(result.global_sha256)
-    decision = result.decision
+    committed, decision = bool(result.judged), result.decision
     record = RoundRecord(
         run_id=run.run_id,
         round_index=plan.round_index,
         outcome=_outcome(plan, collection, committed=committed),
-        global_sha256=result.global_sha256 or previous.global_sha256,
-        global_round=plan.round_index if committed else previous.global_round,
+        models=_models(previous, result),
+        labels=dict(result.labels) if committed else previous.labels,
         plan_sha256=sha256(encode(plan)),
         collection_sha256=sha256(encode(collection)),
         previous_sha256=sha256(encode(previous)),
         collection=collection,
-        weights=dict(result.weights),
+        weights={client: w for one in result.judged for client, w in one.candidate.weights.items()},
+        notes={client: note for one in result.judged for client, note in one.candidate.notes.items()},
         ranks=dict(decision.ranks) if decision else previous.ranks,
         rank_changes=_rank_changes(previous.ranks, decision),
         metrics=dict(result.metrics),
-        model_version=result.model_version or previous.model_version,
         totals=_totals(plan, collection, previous, bench),
     )
     # Logged before it is committed: a round that dies in between is logged once more, never not at all.
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     tracker.log_round(record.round_index, _mlflow_metrics(record))
-    record = commit_record(open_store(run.store_url), RoundKeys(run.run_id, plan.round_index).record, record)
+    store, round_keys = open_store(run.store_url), RoundKeys(run.run_id, plan.round_index)
+    for one in result.judged:
+        model = one.candidate.group.model
+        if found := read_json(store, round_keys.adapter(keys.DIAGNOSTICS, model)):
+            tracker.log_json(f"diagnostics/round-{record.round_index:03d}-{model}.json", found)
+    record = commit_record(store, round_keys.record, record)
     tell(_progress(record, plan, bench.config.rounds))
     return record
+
+
+def _models(previous: RoundRecord, result: RoundResult) -> dict[str, GlobalModel]:
+    """Return the new adapters, and those of clusters that sent nothing this round but still have clients."""
+    made = {one.candidate.group.model: with_version(one) for one in result.judged}
+    kept = previous.models
+    if result.labels:
+        kept = {name: model for name, model in kept.items() if name in set(result.labels.values())}
+    return {**kept, **made}
 
 
 def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from prefect import task
 
+from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.inbox import Inbox
 from infra.object_store import open_store
@@ -49,7 +50,7 @@ class Patience:
 
 @task(name="collect-updates", task_run_name="collect round {plan.round_index}", **task_options())
 def collect_updates(
-    plan: RoundPlan, store_url: str, dispatched: Dispatched, patience: Patience, *, num_rounds: int
+    plan: RoundPlan, store_url: str, dispatched: Dispatched, patience: Patience, *, bench: Workbench
 ) -> Collection:
     """Collect a round's updates and fix which of them count.
 
@@ -62,7 +63,7 @@ def collect_updates(
         store_url: Where adapters are exchanged.
         dispatched: The client runs under way.
         patience: How long to wait.
-        num_rounds: Rounds of the run, for progress.
+        bench: The run, for what its updates leave out.
 
     Returns:
         The collection that an earlier try fixed, or the new one.
@@ -71,8 +72,8 @@ def collect_updates(
     key = RoundKeys(plan.run_id, plan.round_index).collection
     if (existing := find_record(store, key, Collection)) is not None:
         return existing
-    inbox = Inbox(store, plan)
-    _wait(inbox, dispatched, patience, num_rounds)
+    inbox = Inbox(store, plan, bench.exchange)
+    _wait(inbox, dispatched, patience, bench.config.rounds)
     return commit_record(store, key, inbox.close())
 
 

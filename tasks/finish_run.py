@@ -1,6 +1,7 @@
 """Verb: sum up a run, point `challenger` at what it made, and leave its tables in MLflow."""
 
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Literal
 
@@ -8,14 +9,16 @@ from prefect import get_run_logger, task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
-from infra.model_registry import CHALLENGER, open_registry
-from infra.object_store import open_store
-from infra.run_store import read_records
+from infra.model_registry import CHALLENGER, open_registry, registered_name
+from infra.object_store import ObjectStore, open_store
+from infra.run_store import find_record, read_json, read_records
 from infra.tracking import RunTracker, open_tracker
 from tasks.data.picture import plot_partition
 from tasks.errors import RegistryError
-from tasks.evaluation.plots import curve, quality_by_bytes
-from tasks.rounds.records import RoundRecord
+from tasks.evaluation.plots import coverage_and_energy, curve, ladders_of, prefix_ladder, quality_by_bytes
+from tasks.rounds import keys
+from tasks.rounds.keys import RoundKeys
+from tasks.rounds.records import FusionReport, RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary, summarise
 
 
@@ -35,15 +38,21 @@ def finish_run(run: RunHandle, bench: Workbench, *, outcome: str) -> RunSummary:
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     name = bench.config.model_name
     summary = summarise(records, outcome=outcome, model_name=name, tracking_url=tracker.ui_url, store_url=run.store_url)
-    if summary.model_version:
-        registry = open_registry(run.tracking_uri)
-        registry.set_alias(name, CHALLENGER, summary.model_version)
-        if bench.config.publishing.crown_first:
-            registry.crown_first(name, summary.model_version, f"first version, from run {run.run_id}")
+    for model, version in summary.models.items():
+        if version:
+            _name_version(run, registered_name(name, model), version, crown=bench.config.publishing.crown_first)
     _log_tables(tracker, records)
-    _log_pictures(tracker, records, bench)
+    _log_fusions(tracker, open_store(run.store_url), records[-1], bench)
+    _log_pictures(tracker, open_store(run.store_url), records, bench)
     tracker.finish("FINISHED")
     return summary
+
+
+def _name_version(run: RunHandle, name: str, version: int, *, crown: bool) -> None:
+    registry = open_registry(run.tracking_uri)
+    registry.set_alias(name, CHALLENGER, version)
+    if crown:
+        registry.crown_first(name, version, f"first version, from run {run.run_id}")
 
 
 def abandon_run(run: RunHandle, *, status: Literal["FAILED", "KILLED"]) -> None:
@@ -61,15 +70,57 @@ def abandon_run(run: RunHandle, *, status: Literal["FAILED", "KILLED"]) -> None:
         get_run_logger().warning("run %s could not be marked %s: %s", run.run_id, status, error)
 
 
-def _log_pictures(tracker: RunTracker, records: list[RoundRecord], bench: Workbench) -> None:
+def _round_pictures(store: ObjectStore, records: list[RoundRecord], bench: Workbench) -> dict[str, bytes]:
+    """Draw the ladder of a few rounds, and coverage and energy of the last aggregate, as far as they were measured."""
+    metric = bench.config.metric
+    pictures = {}
+    if ladders := ladders_of(records, metric, bench.config.ranks.max_rank):
+        pictures["prefix-ladder.png"] = prefix_ladder(ladders, metric)
+    last = records[-1]
+    for name, model in last.models.items():
+        key = RoundKeys(last.run_id, model.round_index).adapter(keys.DIAGNOSTICS, name)
+        if found := read_json(store, key):
+            pictures[f"coverage-and-energy-{name}.png"] = coverage_and_energy(found["coverage"], found["slot_energy"])
+    return pictures
+
+
+def _log_pictures(tracker: RunTracker, store: ObjectStore, records: list[RoundRecord], bench: Workbench) -> None:
     metric, labels = bench.config.metric, bench.raw.train.labels
     with TemporaryDirectory() as folder:
         quality, held = Path(folder, "quality-by-bytes.png"), Path(folder, "partition.png")
         quality.write_bytes(quality_by_bytes({tracker.run_id: curve(records, metric)}, metric))
         tracker.log_figure_file(quality)
+        for name, picture in _round_pictures(store, records, bench).items():
+            path = Path(folder, name)
+            path.write_bytes(picture)
+            tracker.log_figure_file(path)
         if labels is not None:
             plot_partition(bench.partition, labels, bench.raw.label_names, held)
             tracker.log_figure_file(held)
+
+
+def _log_fusions(tracker: RunTracker, store: ObjectStore, last: RoundRecord, bench: Workbench) -> None:
+    """Log what clients reported of their fused adapters, and the mean over clients of each figure."""
+    if not bench.config.training.personal.enabled:
+        return
+    found = (find_record(store, keys.fusion(last.run_id, client), FusionReport) for client in bench.clients)
+    reports = [report for report in found if report is not None]
+    tracker.log_table(
+        "fusion.json",
+        [
+            {
+                "client": report.client_id,
+                "personal_weight": round(report.personal_weight, 4),
+                "shared_weight": round(report.shared_weight, 4),
+                **{name: round(value, 4) for name, value in report.metrics.items()},
+            }
+            for report in reports
+        ],
+    )
+    if reports:
+        names = sorted({name for report in reports for name in report.metrics})
+        means = {f"client_{name}": fmean(r.metrics[name] for r in reports if name in r.metrics) for name in names}
+        tracker.log_round(last.round_index, means)
 
 
 def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
@@ -86,6 +137,8 @@ def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
                 "weight": round(record.weights.get(a.client_id, 0.0), 4),
                 "last_loss": a.metrics.get("last_loss", float("nan")),
                 "training_s": round(a.training_s, 3),
+                "model": record.model_of(a.client_id),
+                "note": record.notes.get(a.client_id, ""),
             }
             for a in collection.accepted
         ]

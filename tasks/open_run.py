@@ -13,7 +13,7 @@ from infra.run_store import commit_record, read_records, write_adapter
 from infra.tracking import open_tracker
 from tasks.errors import BaseModelMismatchError, RunConflictError
 from tasks.rounds import keys
-from tasks.rounds.keys import RoundKeys
+from tasks.rounds.keys import GLOBAL, RoundKeys
 from tasks.rounds.records import RoundRecord, RunSpec
 from tasks.rounds.summary import RunHandle
 
@@ -75,13 +75,12 @@ def _freeze(store: ObjectStore, run: RunHandle, bench: Workbench, now: datetime)
 def _write_initial(store: ObjectStore, run: RunHandle, bench: Workbench) -> RoundRecord:
     round_keys = RoundKeys(run.run_id, 0)
     adapter = bench.initial_adapter()
-    digest = write_adapter(store, round_keys, adapter, bench.peft_config(adapter))
+    model = write_adapter(store, round_keys, adapter, bench.peft_config(adapter), model=GLOBAL)
     record = RoundRecord(
         run_id=run.run_id,
         round_index=0,
         outcome="initial",
-        global_sha256=digest,
-        global_round=0,
+        models={GLOBAL: model},
         ranks=bench.initial_ranks(),
     )
     return commit_record(store, round_keys.record, record)

@@ -6,7 +6,7 @@ from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, commit, open_store
 from infra.run_store import commit_record, find_record, read_adapter
-from tasks.aggregators.table import aggregator
+from tasks.adapters.thin import thin
 from tasks.codecs.table import codec
 from tasks.cohorts.sampling import sample_cohort
 from tasks.errors import IntegrityError
@@ -39,12 +39,13 @@ def plan_round(run: RunHandle, round_index: int, previous: RoundRecord, bench: W
     plan = find_record(store, round_keys.plan, RoundPlan)
     if plan is None:
         plan = commit_record(store, round_keys.plan, _plan(store, round_keys, previous, bench))
-    if plan.global_sha256 != previous.global_sha256:
+    known = {name: model.sha256 for name, model in previous.models.items()}
+    if plan.models != known:
         raise IntegrityError(
             round_keys.plan,
-            "was made for another global adapter",
-            got=plan.global_sha256,
-            expected=previous.global_sha256,
+            "was made for other global adapters",
+            got=plan.models,
+            expected=known,
             remedy="somebody changed this run's records; restore them or start a new run",
         )
     return PlannedRound(plan, _pending(store, round_keys, plan))
@@ -65,6 +66,7 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
             rank=previous.ranks[client],
             nonce=derive_nonce(round_keys.run_id, round_keys.round_index, client),
             pool=config.dispatch.mode,
+            model=previous.model_of(client),
         )
         for client in cohort
     )
@@ -72,9 +74,10 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
         run_id=round_keys.run_id,
         round_index=round_keys.round_index,
         base_digest=bench.base.digest,
-        global_sha256=previous.global_sha256,
+        models={name: model.sha256 for name, model in previous.models.items()},
         invitations=invitations,
-        shares=_cut_shares(store, round_keys, previous, bench, sorted({i.rank for i in invitations})),
+        shares=_cut_shares(store, round_keys, previous, bench, invitations),
+        merges={name: model.merges for name, model in previous.models.items() if model.merges},
         uplink_codec=config.exchange.uplink_codec,
         downlink_codec=config.exchange.downlink_codec,
         cohort_size=min(config.cohort.cohort_size or len(invitations), len(invitations)),
@@ -85,19 +88,25 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
 
 
 def _cut_shares(
-    store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, bench: Workbench, ranks: list[int]
+    store: ObjectStore,
+    round_keys: RoundKeys,
+    previous: RoundRecord,
+    bench: Workbench,
+    invitations: tuple[Invitation, ...],
 ) -> dict[str, Share]:
-    """Write one object per distinct rank, not per client."""
-    adapter = read_adapter(store, previous)
-    cut = aggregator(bench.config.aggregation.name).share
+    """Write one object per model and distinct rank, not per client."""
+    cut, parts = bench.aggregator.share, bench.exchange.downlink
     encode = codec(bench.config.exchange.downlink_codec).encode
+    adapters = {name: read_adapter(store, round_keys.run_id, model) for name, model in previous.models.items()}
     shares = {}
-    for rank in ranks:
-        module_ranks = bench.module_ranks(rank)
-        data, _ = encode(cut(adapter, module_ranks), None, None)
-        key = round_keys.share(rank)
+    for invitation in invitations:
+        if invitation.share_name in shares:
+            continue
+        ranks = bench.module_ranks(invitation.rank)
+        data, _ = encode(thin(cut(adapters[invitation.model], ranks), parts), None, None)
+        key = round_keys.share(invitation.rank, invitation.model)
         commit(store, key, data)
-        shares[str(rank)] = Share(key=key, sha256=sha256(data), num_bytes=len(data), ranks=module_ranks)
+        shares[invitation.share_name] = Share(key=key, sha256=sha256(data), num_bytes=len(data), ranks=ranks)
     return shares
 
 

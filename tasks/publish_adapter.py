@@ -6,17 +6,20 @@ from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
-from infra.model_registry import CANDIDATE, PARENT_TAG, open_registry
+from infra.model_registry import CANDIDATE, PARENT_TAG, open_registry, registered_name
 from infra.object_store import open_store
-from infra.run_store import CONFIG, WEIGHTS
+from infra.run_store import read_adapter_files
 from infra.tracking import open_tracker
-from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import RoundPlan, RoundRecord, check_digest
+from tasks.rounds.records import RoundPlan, RoundRecord
 from tasks.rounds.steps import Candidate
 from tasks.rounds.summary import RunHandle
 
 
-@task(name="publish-adapter", task_run_name="publish round {plan.round_index}", **task_options())
+@task(
+    name="publish-adapter",
+    task_run_name="publish round {plan.round_index}, {candidate.group.model}",
+    **task_options(),
+)
 def publish_adapter(
     run: RunHandle, plan: RoundPlan, candidate: Candidate, previous: RoundRecord, bench: Workbench
 ) -> int:
@@ -35,24 +38,22 @@ def publish_adapter(
     Raises:
         IntegrityError: The adapter was altered since it was aggregated.
     """
-    store, round_keys = open_store(run.store_url), RoundKeys(run.run_id, candidate.round_index)
-    files = {name: store.get(round_keys.adapter(name)) for name in (WEIGHTS, CONFIG)}
-    check_digest(files[WEIGHTS], candidate.sha256, round_keys.adapter(WEIGHTS))
+    group = candidate.group
+    files = read_adapter_files(open_store(run.store_url), run.run_id, candidate.adapter)
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     registry = open_registry(run.tracking_uri)
-    name = bench.config.model_name
+    name = registered_name(bench.config.model_name, group.model)
     version = registry.publish(
         name,
         mlflow_run_id=tracker.mlflow_run_id,
-        round_index=candidate.round_index,
+        round_index=plan.round_index,
         adapter_files=files,
         base_spec=bench.base_spec_json(),
         base_digest=bench.base.digest,
         tags={
             "aggregator": bench.config.aggregation.name,
-            "ranks": json.dumps({i.client_id: i.rank for i in plan.invitations}),
-            "adapter_sha256": candidate.sha256,
-            PARENT_TAG: str(previous.model_version),
+            "ranks": json.dumps({acceptance.client_id: acceptance.rank for acceptance in group.accepted}),
+            PARENT_TAG: str(previous.models[group.parent].version),
         },
     )
     registry.set_alias(name, CANDIDATE, version.version)

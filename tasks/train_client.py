@@ -1,23 +1,26 @@
 """Verb: one client's work in one round, from its share to its committed update."""
 
-from collections.abc import Callable
+from functools import partial
 
 from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, commit, open_store
+from infra.private_state import PrivateState
 from infra.run_store import find_record
-from tasks.adapters.lora import LoraAdapter
+from infra.settings import read_settings
+from tasks.adapters.thin import thin
 from tasks.codecs.table import codec
-from tasks.errors import BaseModelMismatchError, ConfigError, RankweaveError, RunNotFoundError
-from tasks.evaluation.metrics import evaluate
-from tasks.local_methods.table import local_method
+from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
+from tasks.local_work import LocalWork, ShouldStop
 from tasks.rounds import keys
+from tasks.rounds.exchange import MERGE_CODEC
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import (
     ClientFailure,
     Invitation,
+    Merge,
     RoundPlan,
     UpdateManifest,
     check_digest,
@@ -25,11 +28,7 @@ from tasks.rounds.records import (
     finite_only,
     sha256,
 )
-from tasks.rounds.seeds import derive_seed
-from tasks.training.adaptation import adapt, extract_adapter, load_adapter
-from tasks.training.loop import TrainingResult, train
-
-ShouldStop = Callable[[], RankweaveError | None]
+from tasks.training.models import BaseModel
 
 
 @task(name="train-client", task_run_name="train {client_id}", **task_options())
@@ -76,9 +75,14 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     invitation = _invitation(plan, client_id, bench)
     share = plan.share_of(invitation)
     message = check_digest(store.get(share.key), share.sha256, share.key)
-    start = codec(plan.downlink_codec).decode(message, None)
-    update, result, metrics = _train(bench, plan, invitation, start, should_stop)
-    data, _ = codec(plan.uplink_codec).encode(update, start, None)
+    start = bench.exchange.start(plan, invitation, codec(plan.downlink_codec).decode(message, None))
+    private = PrivateState(read_settings().home, run_id, client_id)
+    errand = f"round {round_index}, attempt {attempt}"
+    base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
+    work = LocalWork(bench, base, private, round_index, client_id, should_stop)
+    trained = work.train(start)
+    metrics = trained.metrics | (work.train_personal(start) if bench.config.training.personal.enabled else {})
+    data, _ = codec(plan.uplink_codec).encode(thin(trained.adapter, bench.exchange.uplink), start, None)
     manifest = UpdateManifest(
         run_id=run_id,
         round_index=round_index,
@@ -89,10 +93,11 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         share_sha256=share.sha256,
         update_sha256=sha256(data),
         update_bytes=len(data),
-        num_examples=result.num_examples,
-        num_steps=result.num_steps,
-        training_s=result.seconds,
+        num_examples=trained.result.num_examples,
+        num_steps=trained.result.num_steps,
+        training_s=trained.result.seconds,
         metrics=finite_only(metrics),
+        fetched=fetched,
     )
     commit(store, round_keys.uplink(client_id, attempt, keys.UPDATE), data)
     commit(store, manifest_key, encode(manifest))
@@ -130,26 +135,13 @@ def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation
     raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
 
 
-def _train(
-    bench: Workbench, plan: RoundPlan, invitation: Invitation, start: LoraAdapter, should_stop: ShouldStop
-) -> tuple[LoraAdapter, TrainingResult, dict[str, float]]:
-    config = bench.config
-    seed = derive_seed(config.seed, "train", plan.round_index, invitation.client_id)
-    model = adapt(bench.base, bench.lora, plan.share_of(invitation).ranks, seed=seed)
-    load_adapter(model, start)
-    training, validation = bench.client_indices(invitation.client_id)
-    result = train(
-        model,
-        bench.train,
-        training,
-        bench.training_spec,
-        seed=seed,
-        method=local_method(config.training.local_method),
-        should_stop=should_stop,
-    )
-    metrics = {"first_loss": result.first_loss, "last_loss": result.last_loss, "mean_loss": result.mean_loss}
-    if len(validation):
-        size, device = config.evaluation.batch_size, bench.device
-        scores = evaluate(model, bench.train, batch_size=size, indices=validation, device=device)
-        metrics |= {f"validation_{name}": value for name, value in scores.items()}
-    return extract_adapter(model), result, metrics
+def _base(
+    store: ObjectStore, merges: tuple[Merge, ...], bench: Workbench, private: PrivateState, errand: str
+) -> tuple[BaseModel, tuple[int, ...]]:
+    """Bring the client's base model up to date, downloading only the merges that it has not seen yet."""
+    additions, fetched = {}, []
+    for merge in merges:
+        data, is_new = private.cached(merge.sha256, partial(store.get, merge.key), errand=errand)
+        additions[f"{merge.round_index}/{merge.sha256}"] = codec(MERGE_CODEC).decode(data, None)
+        fetched += [merge.round_index] if is_new else []
+    return bench.base_with(additions), tuple(fetched)

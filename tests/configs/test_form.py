@@ -4,6 +4,8 @@ import pytest
 
 from configs.experiment import ExperimentConfig
 from configs.loading import PRESETS, load_config, preset_names
+from configs.sections import NO_RULE
+from tasks.aggregators.robust.table import ROBUST_RULES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
 from tasks.codecs.table import CODECS
@@ -15,14 +17,15 @@ from tasks.training.models import MODEL_KINDS
 
 SCHEMA = ExperimentConfig.model_json_schema()
 SECTIONS = {"ExperimentConfig": SCHEMA, **SCHEMA["$defs"]}
-FIELDS = [
-    pytest.param(field, id=f"{section}.{name}")
-    for section, schema in SECTIONS.items()
-    for name, field in schema["properties"].items()
-]
+FIELDS = {
+    f"{section}.{name}": field for section, schema in SECTIONS.items() for name, field in schema["properties"].items()
+}
+OPTIONS = [(row.name, option) for row in (*AGGREGATORS.values(), *ROBUST_RULES.values()) for option in row.options]
 DROP_DOWNS = [
     ("AggregationConfig", "name", AGGREGATORS),
     ("AggregationConfig", "weighting", WEIGHTINGS),
+    ("AggregationConfig", "robust", [NO_RULE, *ROBUST_RULES]),
+    ("MethodOption", "name", sorted({option.name for _, option in OPTIONS})),
     ("ExchangeConfig", "uplink_codec", CODECS),
     ("ExchangeConfig", "downlink_codec", CODECS),
     ("PartitionConfig", "name", PARTITIONS),
@@ -44,7 +47,7 @@ def test_fields_keep_the_order_they_are_written_in(section):
     assert positions == list(range(len(positions)))
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 def test_field_has_a_title_and_words_and_inclusive_bounds(field):
     assert "title" in field or "$ref" in field or "allOf" in field
     assert "$ref" in field or "allOf" in field or field.get("description", "").endswith(".") or "items" in field
@@ -54,9 +57,25 @@ def test_field_has_a_title_and_words_and_inclusive_bounds(field):
 
 
 def test_numbers_have_both_bounds():
-    numbers = [f.values[0] for f in FIELDS if f.values[0].get("type") in {"integer", "number"}]
+    entries = [*FIELDS.values(), *(field.get("items", {}) for field in FIELDS.values())]
+    numbers = [entry for entry in entries if entry.get("type") in {"integer", "number"}]
     assert len(numbers) > 20
-    assert all("minimum" in field and "maximum" in field for field in numbers)
+    assert all("minimum" in entry and "maximum" in entry for entry in numbers)
+
+
+@pytest.mark.parametrize("field", ["options", "robust_options"])
+def test_options_are_lists_of_a_drop_down_and_a_number(field):
+    assert SECTIONS["AggregationConfig"]["properties"][field]["items"] == {"$ref": "#/$defs/MethodOption"}
+    assert list(SECTIONS["MethodOption"]["properties"]) == ["name", "value"]
+
+
+@pytest.mark.parametrize(("method", "option"), OPTIONS, ids=lambda v: getattr(v, "name", v))
+def test_form_says_what_every_option_does_and_to_whom_and_takes_all_its_values(method, option):
+    fields = SECTIONS["MethodOption"]["properties"]
+    _, found, rest = fields["name"]["description"].partition(f"{option.name}: {option.description} (")
+    assert found
+    assert method in rest.partition(")")[0].split(", ")
+    assert fields["value"]["minimum"] <= option.least < option.most <= fields["value"]["maximum"]
 
 
 def test_defaults_run_as_they_are():

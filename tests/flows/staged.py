@@ -16,7 +16,7 @@ from tasks.adapters.peft_files import encode_adapter
 from tasks.codecs.table import codec
 from tasks.plan_round import plan_round
 from tasks.rounds import keys
-from tasks.rounds.keys import RoundKeys
+from tasks.rounds.keys import GLOBAL, RoundKeys
 from tasks.rounds.records import RoundPlan, RoundRecord, UpdateManifest, decode, encode, sha256
 from tasks.rounds.summary import RunHandle
 from tasks.train_client import train_client
@@ -87,11 +87,13 @@ class Staged:
         return decode(UpdateManifest, self.store.get(key), key)
 
     def update(self, client: str) -> LoraAdapter:
-        return codec(self.plan.uplink_codec).decode(self.store.get(self.key(client, keys.UPDATE)), None)
+        message = codec(self.plan.uplink_codec).decode(self.store.get(self.key(client, keys.UPDATE)), None)
+        return self.bench.exchange.update(message, self.share(client), f"client {client}")
 
     def share(self, client: str) -> LoraAdapter:
         (invitation,) = (i for i in self.plan.invitations if i.client_id == client)
-        return codec(self.plan.downlink_codec).decode(self.store.get(self.plan.share_of(invitation).key), None)
+        message = codec(self.plan.downlink_codec).decode(self.store.get(self.plan.share_of(invitation).key), None)
+        return self.bench.exchange.start(self.plan, invitation, message)
 
     def claim(self, client: str, **changes: object) -> None:
         """Replace a client's manifest by one that says something else."""
@@ -110,8 +112,7 @@ class Staged:
             run_id=RUN_ID,
             round_index=self.plan.round_index,
             outcome="failed",
-            global_sha256=self.initial.global_sha256,
-            global_round=self.initial.global_round,
+            models=self.initial.models,
             ranks=self.initial.ranks,
         )
         planned = plan_round.fn(self.run, self.plan.round_index + 1, record, self.bench)
@@ -119,7 +120,7 @@ class Staged:
 
     def look(self) -> Inbox:
         """What a fresh inbox finds."""
-        inbox = Inbox(self.store, self.plan)
+        inbox = Inbox(self.store, self.plan, self.bench.exchange)
         inbox.look()
         return inbox
 
@@ -137,8 +138,7 @@ def stage_round(folder: Path, *overrides: str) -> Staged:
         run_id=RUN_ID,
         round_index=0,
         outcome="initial",
-        global_sha256=write_adapter(store, RoundKeys(RUN_ID, 0), adapter, bench.peft_config(adapter)),
-        global_round=0,
+        models={GLOBAL: write_adapter(store, RoundKeys(RUN_ID, 0), adapter, bench.peft_config(adapter))},
         ranks=bench.initial_ranks(),
     )
     commit_record(store, RoundKeys(RUN_ID, 0).record, initial)

@@ -13,6 +13,7 @@ from tasks.errors import ConfigError
 from tasks.plan_round import plan_round
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import decode, encode, sha256
+from tasks.rounds.steps import Judged, one_group
 from tests.flows.small import small_config
 from tests.flows.staged import CLIENTS, bench_of, stage_round
 
@@ -51,6 +52,10 @@ def logged(monkeypatch):
         def log_round(self, round_index, metrics):
             rounds[round_index] = metrics
 
+        def log_json(self, name, obj):
+            assert name.startswith("diagnostics/round-")
+            assert obj
+
     monkeypatch.setattr("tasks.close_round.open_tracker", lambda *_args, **_kwargs: Tracker())
     return rounds
 
@@ -60,12 +65,13 @@ def invited(staged):
 
 
 def collected(staged):
-    return collect_updates.fn(staged.plan, staged.url, Gone(), Patience(60.0, 60.0), num_rounds=1)
+    return collect_updates.fn(staged.plan, staged.url, Gone(), Patience(60.0, 60.0), bench=staged.bench)
 
 
 def closed(staged, collection):
-    candidate = aggregate_updates.fn(staged.plan, collection, staged.initial, staged.url, staged.bench)
-    result = RoundResult(candidate.sha256, candidate.weights)
+    (group,) = one_group(collection).groups
+    candidate = aggregate_updates.fn(staged.run, staged.plan, group, staged.initial, staged.bench)
+    result = RoundResult((Judged(candidate, {}, 0),))
     return close_round.fn(staged.run, staged.plan, collection, staged.initial, staged.bench, result=result)
 
 
@@ -100,7 +106,7 @@ def test_a_round_without_a_result_is_failed_and_keeps_the_adapter_before(staged)
     record = close_round.fn(
         staged.run, staged.plan, collected(staged), staged.initial, staged.bench, result=RoundResult()
     )
-    assert (record.outcome, record.global_sha256, record.global_round) == ("failed", staged.initial.global_sha256, 0)
+    assert (record.outcome, record.models) == ("failed", staged.initial.models)
     assert record.ranks == staged.initial.ranks
 
 

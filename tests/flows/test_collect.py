@@ -74,7 +74,7 @@ def uploads(trained, staged, times):
 
 def collect(staged, dispatched, *, deadline_s=60.0, grace_s=60.0):
     patience = Patience(deadline_s, grace_s, clock=dispatched.clock)
-    return collect_updates.fn(staged.plan, staged.url, dispatched, patience, num_rounds=1)
+    return collect_updates.fn(staged.plan, staged.url, dispatched, patience, bench=staged.bench)
 
 
 def fail(staged, client, attempt=1):

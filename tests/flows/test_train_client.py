@@ -12,7 +12,8 @@ from tasks.errors import (
 )
 from tasks.rounds import keys
 from tasks.rounds.records import encode
-from tasks.train_client import train, train_client
+from tasks.train_client import train_client
+from tasks.training.loop import train
 from tests.flows.staged import bench_of, stage_round
 
 
@@ -35,7 +36,7 @@ def trainings(monkeypatch):
         counted.append(kwargs["seed"])
         return train(*args, **kwargs)
 
-    monkeypatch.setattr("tasks.train_client.train", count)
+    monkeypatch.setattr("tasks.local_work.train", count)
     return counted
 
 

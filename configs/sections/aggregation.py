@@ -1,0 +1,81 @@
+"""How updates become one adapter, or one for each cluster of clients."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from configs.forms import FormModel, NameIn
+from tasks.aggregators.options import describe_options, known_options
+from tasks.aggregators.robust.table import ROBUST_RULES
+from tasks.aggregators.table import AGGREGATORS
+from tasks.aggregators.weightings import WEIGHTINGS
+
+NO_RULE = "none"
+_OPTIONS = known_options([*AGGREGATORS.values(), *ROBUST_RULES.values()])
+
+
+class MethodOption(FormModel):
+    """One option of a method, set to something else than its default."""
+
+    name: Annotated[str, NameIn("option", _OPTIONS)] = Field(
+        title="Option", description="Which one; each belongs to some methods only: " + describe_options(_OPTIONS) + "."
+    )
+    value: float = Field(
+        ge=0.0, le=1e9, title="Value", description="A number within the option's own bounds; 1 or 0 for on and off."
+    )
+
+
+class ClustersConfig(FormModel):
+    """Several tasks in one run: clients with like adapters share one, each cluster is a model of its own."""
+
+    enabled: bool = Field(
+        default=False,
+        title="Cluster clients",
+        description="One global adapter for each cluster of clients instead of one for all.",
+    )
+    num_clusters: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        title="Clusters",
+        description="Number of clusters; 0 chooses by how well they are apart [clusters].",
+    )
+    max_clusters: int = Field(
+        default=8, ge=2, le=1000, title="Most clusters", description="Largest number that may be chosen [clusters]."
+    )
+    decay: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=0.99,
+        title="Memory",
+        description="Share of the similarity of earlier rounds that is kept [fraction].",
+    )
+
+
+class AggregationConfig(FormModel):
+    """How updates become one adapter."""
+
+    name: Annotated[str, NameIn("aggregator", AGGREGATORS)] = Field(
+        default="rbla",
+        title="Aggregator",
+        description="How adapters of unequal rank are woven.",
+    )
+    weighting: Annotated[str, NameIn("weighting", WEIGHTINGS)] = Field(
+        default="by_examples",
+        title="Weighting",
+        description="Who counts how much.",
+    )
+    options: list[MethodOption] = Field(
+        default=[], title="Options", description="Options of the aggregator that differ from their defaults."
+    )
+    robust: Annotated[str, NameIn("robust rule", {NO_RULE: None, **ROBUST_RULES})] = Field(
+        default=NO_RULE,
+        title="Robust rule",
+        description="What guards the aggregate against a few hostile updates.",
+    )
+    robust_options: list[MethodOption] = Field(
+        default=[],
+        title="Options of the robust rule",
+        description="Options of the robust rule that differ from their defaults.",
+    )
+    clusters: ClustersConfig = Field(default=ClustersConfig(), title="Clusters")

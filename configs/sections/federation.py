@@ -1,0 +1,122 @@
+"""Who takes part at which rank, where clients run, and how adapters travel."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.forms import FormModel, NameIn
+from tasks.codecs.table import CODECS
+from tasks.rank_schedulers.table import RANK_SCHEDULERS
+
+Fraction = Annotated[float, Field(ge=0.001, le=1.0)]
+
+
+class ModuleRankConfig(FormModel):
+    """One module's own largest rank."""
+
+    module: str = Field(title="Module", description="Path of the module, or the end of it.")
+    max_rank: int = Field(ge=1, le=65_536, title="Largest rank", description="Rank of a client with the largest rank.")
+
+
+class RanksConfig(FormModel):
+    """Which rank each client trains at."""
+
+    scheduler: Annotated[str, NameIn("rank scheduler", RANK_SCHEDULERS)] = Field(
+        default="fixed",
+        title="Scheduler",
+        description="How ranks change over the rounds.",
+    )
+    max_rank: int = Field(
+        default=16,
+        ge=1,
+        le=65_536,
+        title="Largest rank",
+        description="Rank of the global adapter; a layer never gets more than its own size allows.",
+    )
+    client_fractions: list[Fraction] = Field(
+        default=[1.0],
+        min_length=1,
+        title="Client fractions",
+        description="Share of the largest rank for each client in turn, repeated when there are more clients "
+        "[fraction].",
+    )
+    module_ranks: list[ModuleRankConfig] = Field(
+        default=[], title="Module ranks", description="Modules whose largest rank differs."
+    )
+
+
+class CohortConfig(FormModel):
+    """Who takes part in a round and how long it waits."""
+
+    cohort_size: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        title="Cohort size",
+        description="Clients wanted in a round; 0 means all [clients].",
+    )
+    overshoot: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        title="Overshoot",
+        description="Extra clients invited to make up for no-shows [clients].",
+    )
+    quorum: int = Field(
+        default=1,
+        ge=1,
+        le=100_000,
+        title="Quorum",
+        description="Fewest accepted updates for a valid round [clients].",
+    )
+    deadline_s: float = Field(
+        default=3600.0, ge=0.1, le=604_800.0, title="Deadline", description="A round waits no longer than this [s]."
+    )
+    grace_s: float = Field(
+        default=600.0,
+        ge=0.0,
+        le=604_800.0,
+        title="Grace",
+        description="Once quorum is there, wait at most this much longer [s].",
+    )
+    max_failed_rounds: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        title="Failed rounds allowed",
+        description="The run stops when more rounds than this miss their quorum [rounds].",
+    )
+
+
+class DispatchConfig(FormModel):
+    """Where clients run."""
+
+    mode: Literal["inline", "pools", "external"] = Field(
+        default="inline",
+        title="Mode",
+        description="inline: simulated in the server's own process; pools: one run each on a Prefect work pool; "
+        "external: sites start their own client-update runs.",
+    )
+    inline_workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        title="Inline workers",
+        description="Clients that train at once in the server's process [threads].",
+    )
+    deployment: str = Field(
+        default="client-update/local",
+        title="Deployment",
+        description="Deployment that runs a client on its pool; pools only.",
+    )
+
+
+class ExchangeConfig(FormModel):
+    """How adapters are encoded on the way."""
+
+    uplink_codec: Annotated[str, NameIn("codec", CODECS)] = Field(
+        default="fp32", title="Uplink codec", description="Encoding of updates."
+    )
+    downlink_codec: Annotated[str, NameIn("codec", CODECS)] = Field(
+        default="fp32", title="Downlink codec", description="Encoding of shares."
+    )
