@@ -1,6 +1,7 @@
 """From a file and overrides to a config: presets by name, YAML by path, `--set a.b=c` on top."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,18 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """List the presets that ship with Rankweave."""
-    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+    """List the experiments that ship with Rankweave."""
+    return [name for name in _shipped() if not is_plan(load_document(name))]
+
+
+def plan_names() -> list[str]:
+    """List the comparison plans that ship with Rankweave."""
+    return [name for name in _shipped() if is_plan(load_document(name))]
+
+
+def is_plan(document: Mapping[str, Any]) -> bool:
+    """Tell a comparison plan from an experiment: it lists methods."""
+    return "methods" in document
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -29,10 +40,43 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
     Raises:
         ConfigError: No such file, not YAML, or fields that do not hold; names each field and the remedy.
     """
-    document = _read(_locate(source))
+    document = load_document(source)
+    if is_plan(document):
+        raise ConfigError(
+            f"config {source}",
+            "is a comparison plan, not an experiment",
+            remedy=f"run it with `rankweave compare {source} --out DIR`",
+        )
+    return parse_config(with_overrides(document, overrides), f"config {source}")
+
+
+def load_document(source: str) -> dict[str, Any]:
+    """Read a file or preset without checking what is in it.
+
+    Args:
+        source: Path of a YAML file, or the name of a preset.
+
+    Raises:
+        ConfigError: No such file, or not a mapping in YAML.
+    """
+    return _read(_locate(source))
+
+
+def with_overrides(document: Mapping[str, Any], overrides: Sequence[str], origin: str = "--set") -> dict[str, Any]:
+    """Return a copy of a document with fields changed.
+
+    Args:
+        document: Sections; not written to.
+        overrides: "a.b=value" each; values are read as YAML, later ones win.
+        origin: Where the overrides stand, for messages.
+
+    Raises:
+        ConfigError: An override is malformed.
+    """
+    changed = copy.deepcopy(dict(document))
     for override in overrides:
-        _apply(document, override)
-    return parse_config(document, f"config {source}")
+        _apply(changed, override, f"{origin} {override}")
+    return changed
 
 
 def parse_config(document: dict[str, Any], subject: str) -> ExperimentConfig:
@@ -47,6 +91,10 @@ def parse_config(document: dict[str, Any], subject: str) -> ExperimentConfig:
         raise as_config_error(error, subject, ExperimentConfig) from None
 
 
+def _shipped() -> list[str]:
+    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+
+
 def _locate(source: str) -> Path:
     path = Path(source)
     if path.is_file():
@@ -57,7 +105,7 @@ def _locate(source: str) -> Path:
     raise ConfigError(
         f"config {source}",
         "no such file or preset",
-        expected=f"a YAML file, or a preset: {', '.join(preset_names())}",
+        expected=f"a YAML file, or a preset: {', '.join(_shipped())}",
     )
 
 
@@ -71,18 +119,18 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _apply(document: dict[str, Any], override: str) -> None:
+def _apply(document: dict[str, Any], override: str, subject: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override}", "is not an override", expected="section.field=value")
+        raise ConfigError(subject, "is not an override", expected="section.field=value")
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}", f"value is not YAML: {error}") from error
+        raise ConfigError(subject, f"value is not YAML: {error}") from error
     here = document
     for key in keys[:-1]:
         here = here.setdefault(key, {})
         if not isinstance(here, dict):
-            raise ConfigError(f"--set {override}", f"{key} is not a section")
+            raise ConfigError(subject, f"{key} is not a section")
     here[keys[-1]] = value

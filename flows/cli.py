@@ -6,7 +6,7 @@ Standard output carries results (with --json, one object as the last line); prog
 
 import json
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import click
 
@@ -66,29 +66,43 @@ def status(as_json: bool) -> None:  # noqa: FBT001  # click passes flags so
 
 
 @cli.command()
-@click.argument("config")
-@click.option("--vary", required=True, metavar="A.B=C,D,...", help="The field to vary and its values.")
-@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for the plot and the figures.")
+@click.argument("config", metavar="PLAN|CONFIG")
+@click.option("--vary", default="", metavar="A.B=C,D,...", help="For a config: the field to vary and its values.")
+@click.option(
+    "--only", default="", metavar="TEXT", help="For a plan: run only cells whose setting/method/seed has TEXT."
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder for the plots and the figures.")
 @overrides
 @as_json
-def compare(config: str, vary: str, out: str, overrides: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  # click
-    """Run CONFIG once for each value of one field; draw quality by bytes for all of them in one plot."""
-    from flows.comparison import compare_runs
+def compare(config: str, vary: str, only: str, out: str, overrides: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  # click
+    """Run every cell of PLAN (methods by settings by seeds), or CONFIG once for each value of one field.
 
-    _print(compare_runs(config, list(overrides), vary=vary, out=out), as_json=as_json)
+    Draws quality by bytes. Cells of a plan that finished before are kept, so that a second start goes on.
+    """
+    from flows.comparison import compare
+
+    result = compare(config, list(overrides), vary=vary, only=only, out=out)
+    failed = cast("list[str]", result.get("failed", []))
+    _print(result, as_json=as_json)
+    if failed:
+        click.echo(f"error: cells that failed: {', '.join(failed)}", err=True)
+        sys.exit(1)
 
 
 @cli.command()
 @click.option("--method", required=True, help="Name of an aggregator, e.g. rbla.")
-@click.option("--rank", type=click.IntRange(min=1), help="Rank of the result; the largest present unless given.")
+@click.option("--rank", type=click.IntRange(min=1), help="Rank of the result; the one the method gives unless given.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the aggregator.")
+@click.option("--robust", default="", help="Name of a robust rule, e.g. geometric_median.")
+@click.option("--robust-option", "robust_options", multiple=True, metavar="NAME=VALUE", help="An option of that rule.")
 @click.option("--out", required=True, type=click.Path(), help="New folder for the result.")
 @click.argument("adapters", nargs=-1, required=True, metavar="DIR=NUM_EXAMPLES...")
 @as_json
-def aggregate(method: str, rank: int | None, out: str, adapters: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  # click
+def aggregate(out: str, adapters: tuple[str, ...], as_json: bool, **recipe: Any) -> None:  # noqa: FBT001  # click passes flags so
     """Weave PEFT adapter folders of different ranks into one, offline."""
-    from flows.offline import aggregate_folders
+    from flows.offline import Recipe, aggregate_folders
 
-    _print(aggregate_folders(method, list(adapters), rank=rank, out=out), as_json=as_json)
+    _print(aggregate_folders(Recipe(**recipe), list(adapters), out=out), as_json=as_json)
 
 
 @cli.command()
@@ -101,6 +115,19 @@ def resize(adapter: str, rank: int, out: str, as_json: bool) -> None:  # noqa: F
     from flows.offline import resize_folder
 
     _print(resize_folder(adapter, rank=rank, out=out), as_json=as_json)
+
+
+@cli.command()
+@click.argument("run_id")
+@click.option(
+    "--client", "clients", multiple=True, help="Only this client; all that trained on this machine otherwise."
+)
+@as_json
+def fuse(run_id: str, clients: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001  # click passes flags so
+    """Join the personal adapters that a run left on this machine with its global one."""
+    from flows.fusing import fuse_run
+
+    _print(fuse_run(run_id, clients), as_json=as_json)
 
 
 @cli.command()

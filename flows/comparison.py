@@ -1,4 +1,4 @@
-"""Several runs of one config, one field varied, side by side."""
+"""Several runs side by side: a comparison plan, or one config with one field varied."""
 
 import json
 from collections.abc import Sequence
@@ -8,13 +8,43 @@ from typing import Any
 import msgspec
 
 from configs.experiment import ExperimentConfig
-from configs.loading import load_config
+from configs.loading import is_plan, load_config, load_document
+from flows.comparison_grid import compare_plan
 from flows.console import ERR, as_text, result_table, run_experiment
 from infra.object_store import open_store
 from infra.run_store import read_records
 from infra.settings import Settings, read_settings
 from tasks.errors import ConfigError
 from tasks.rounds.summary import RunSummary
+
+
+def compare(source: str, overrides: Sequence[str], *, vary: str, only: str, out: str) -> dict[str, Any]:
+    """Run a comparison plan, or a config once for each value of a field.
+
+    Args:
+        source: File or preset of either kind.
+        overrides: "a.b=c" each, for all runs.
+        vary: "a.b=c,d" for a config; empty for a plan, which names its own methods.
+        only: For a plan: part of the ids of the cells to run; empty for all.
+        out: Folder for what comes out.
+
+    Returns:
+        The figures, and "text" to print.
+
+    Raises:
+        ConfigError: What was asked for does not fit the source, or a config does not hold; nothing was run.
+    """
+    if is_plan(load_document(source)):
+        if vary:
+            raise ConfigError(f"plan {source}", "names its own methods", got=f"--vary {vary}", remedy="leave it out")
+        return compare_plan(source, overrides, out=out, only=only)
+    if not vary:
+        raise ConfigError(
+            f"config {source}", "is one experiment", remedy="say what to vary (--vary a.b=c,d), or give a plan"
+        )
+    if only:
+        raise ConfigError(f"config {source}", "has no cells to choose from", got=f"--only {only}", expected="a plan")
+    return compare_runs(source, overrides, vary=vary, out=out)
 
 
 def compare_runs(source: str, overrides: Sequence[str], *, vary: str, out: str) -> dict[str, Any]:
