@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := flows tasks infra configs
+# One worker a core, four at most: each one starts servers of its own.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-s3-real check fmt fmt-check lint types arch bench ci clean
@@ -22,10 +24,10 @@ demo: $(STAMP) ## Ten clients of mixed rank learn real digits; zero-padding besi
 	$(BIN)/rankweave compare digits-staircase --vary aggregation.name=rbla,zero_pad --out demo
 
 test: $(STAMP) ## Run the tests (laws, oracles, forms, faults, real servers, end to end)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-fast: $(STAMP) ## Run only the tests that start no server
-	$(BIN)/pytest -m "not flow and not e2e" --ignore tests/infra
+	$(BIN)/pytest $(PARALLEL) -m "not flow and not e2e" --ignore tests/infra
 
 test-s3-real: $(STAMP) ## Run the store's contract against Ceph's RADOS Gateway (fetched from Debian, no root)
 	$(BIN)/pytest -m s3_real tests/infra

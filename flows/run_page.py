@@ -79,7 +79,8 @@ def diagnostics_page(record: RoundRecord, judged: Sequence[Judged], metric: str)
 def _model_sections(one: Judged, metric: str) -> list[str]:
     candidate = one.candidate
     clients = [acceptance.client_id for acceptance in candidate.group.accepted]
-    inside = [(name.replace("_", " "), f"{value:.4g}") for name, value in candidate.figures.items()]
+    figures = {"aggregation_s": candidate.seconds, **candidate.figures}
+    inside = [(name.replace("_", " "), f"{value:.4g}") for name, value in figures.items()]
     mark = f"{metric}_at_rank_"
     ladder = [(f"{metric} at rank {int(n[len(mark) :])}", v) for n, v in one.metrics.items() if n.startswith(mark)]
     if metric in one.metrics:

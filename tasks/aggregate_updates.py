@@ -70,16 +70,16 @@ def aggregate_updates(
     round_keys = RoundKeys(plan.run_id, plan.round_index)
     config = bench.peft_config(adapter)
     written = write_adapter(store, round_keys, adapter, config, model=group.model, merges=merges)
-    figures = {"aggregation_s": time.perf_counter() - started}
+    seconds, figures = time.perf_counter() - started, {}
     if is_measured:
         made = adapter if addition is None else _this_round(adapter, addition, bench, ranks)
         found = diagnose(observed, made, [bench.module_ranks(acceptance.rank) for acceptance in group.accepted])
-        figures |= found.to_metrics()
+        figures = found.to_metrics()
         write_json(store, round_keys.adapter(keys.DIAGNOSTICS, group.model), found.to_json())
     total = sum(weights)
     shares = {a.client_id: w / total for a, w in zip(group.accepted, weights, strict=True)}
     notes = {group.accepted[place].client_id: note for place, note in _notes(fold).items()}
-    return Candidate(group, written, shares, figures, notes)
+    return Candidate(group, written, shares, seconds, figures, notes)
 
 
 def _notes(fold: Fold) -> Mapping[int, str]:

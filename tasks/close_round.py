@@ -89,7 +89,7 @@ def close_round(  # the record is where everything about a round comes together
     )
     # Logged before it is committed: a round that dies in between is logged once more, never not at all.
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
-    tracker.log_round(record.round_index, _mlflow_metrics(record))
+    tracker.log_round(record.round_index, _mlflow_metrics(record, result))
     store, round_keys = open_store(run.store_url), RoundKeys(run.run_id, plan.round_index)
     for one in result.judged:
         model = one.candidate.group.model
@@ -138,7 +138,7 @@ def _totals(plan: RoundPlan, collection: Collection, previous: RoundRecord, benc
     )
 
 
-def _mlflow_metrics(record: RoundRecord) -> dict[str, float]:
+def _mlflow_metrics(record: RoundRecord, result: RoundResult) -> dict[str, float]:
     totals = {name: float(value) for name, value in record.totals.items()}
     saved = {f"saved_{a}_frac": saved_fraction(record.totals, a) for a in ("full_fine_tuning", "max_rank", "no_codec")}
     counts = {
@@ -146,7 +146,8 @@ def _mlflow_metrics(record: RoundRecord) -> dict[str, float]:
         "clients_refused": float(sum(r.round_index == record.round_index for r in record.collection.refused)),
         "clients_missing": float(len(record.collection.missing)),
     }
-    return {**record.metrics, **totals, **saved, **counts}
+    spent = {"aggregation_s": sum(one.candidate.seconds for one in result.judged)}
+    return {**record.metrics, **totals, **saved, **counts, **spent}
 
 
 def _progress(record: RoundRecord, plan: RoundPlan, num_rounds: int) -> Progress:

@@ -75,6 +75,7 @@ class Candidate:
         group: What it was woven from.
         adapter: Where it lies; no version yet.
         weights: Client id -> share of the aggregate, summing to 1.
+        seconds: Time the aggregation took [s]; no part of the record, which must not depend on the machine.
         figures: Numbers about the aggregation itself, by metric name.
         notes: Client id -> what a robust rule did to its update; clients left alone are not named.
     """
@@ -82,6 +83,7 @@ class Candidate:
     group: Group
     adapter: GlobalModel
     weights: dict[str, float]
+    seconds: float
     figures: dict[str, float]
     notes: dict[str, str]
 

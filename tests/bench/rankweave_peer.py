@@ -35,6 +35,7 @@ _SAME_FOR_ALL = [
     "training.epochs=1",
     "aggregation.name=fedavg",
     "evaluation.prefix_ladder=false",
+    "evaluation.diagnostics=false",
 ]
 
 

@@ -162,7 +162,8 @@ def test_mlflow_holds_metrics_by_round_and_tables():
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert {"clients.json", "ledger.json", "config.json"} <= files
     pictures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
-    assert pictures == {"figures/quality-by-bytes.png", "figures/partition.png"}
+    drawn = {"quality-by-bytes", "partition", "prefix-ladder", "coverage-and-energy-global"}
+    assert pictures == {f"figures/{name}.png" for name in drawn}
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "ledger.json")).read_text(encoding="utf8"))
     position = table["columns"].index("bytes")
     assert sum(row[position] for row in table["data"]) == summary.uplink_bytes + summary.downlink_bytes

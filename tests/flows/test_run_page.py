@@ -77,7 +77,7 @@ def judged(model, clients, *, figures=None, metrics=None, notes=None, version=1)
     group = Group(model, GLOBAL, tuple(map(acceptance, clients)))
     adapter = GlobalModel(sha256=DIGEST, round_index=1)
     weights = dict.fromkeys(clients, 1 / len(clients))
-    return Judged(Candidate(group, adapter, weights, figures or {}, notes or {}), metrics or {}, version)
+    return Judged(Candidate(group, adapter, weights, 0.25, figures or {}, notes or {}), metrics or {}, version)
 
 
 CLUSTERS = [
@@ -140,6 +140,7 @@ def test_diagnostics_page_has_a_section_a_model_with_its_figures_ladder_and_note
     assert dict(models) == {
         "cluster-1, version 3, 2 clients": (
             [
+                ("aggregation s", "0.25"),
                 ("aggregation error", "0.01235"),
                 ("energy", "1e-07"),
                 ("accuracy at rank 2", "0.2500"),
@@ -148,7 +149,7 @@ def test_diagnostics_page_has_a_section_a_model_with_its_figures_ladder_and_note
             ],
             ["c00, c01", "- c00: counts for 0.1 of its weight", "- c01: clipped to 2 median norms"],
         ),
-        "cluster-2, version 4, 1 clients": ([], ["c02"]),
+        "cluster-2, version 4, 1 clients": ([("aggregation s", "0.25")], ["c02"]),
     }
 
 

@@ -28,7 +28,7 @@ def acceptance(client, num_examples):
 def judged(model, examples, metrics, figures=(), version=1):
     accepted = tuple(acceptance(f"c{number:02d}", n) for number, n in enumerate(examples))
     group, adapter = Group(model, model, accepted), GlobalModel(sha256=DIGEST, round_index=3, folder=model)
-    return Judged(Candidate(group, adapter, {}, dict(figures), {}), metrics, version)
+    return Judged(Candidate(group, adapter, {}, 0.1, dict(figures), {}), metrics, version)
 
 
 def test_figures_of_a_single_model_pass_through():

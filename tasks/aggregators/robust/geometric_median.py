@@ -52,8 +52,13 @@ def _screen(updates: Sequence[LoraAdapter], weights: Sequence[float], *, iterati
     floor = smoothing**2 * (squared_norms[(len(updates) - 1) // 2] or 1.0)
     given = _normalised(np.asarray(weights) / max(weights))
     shares = _weiszfeld(inners, given, floor, iterations)
-    notes = {k: f"counts for {ratio:.2g} of its weight" for k, ratio in enumerate(shares / given) if ratio < NOTEWORTHY}
+    notes = {k: _note(ratio) for k, ratio in enumerate(shares / given) if ratio < NOTEWORTHY}
     return Screened(tuple(updates), tuple(shares.tolist()), notes)
+
+
+def _note(ratio: float) -> str:
+    # Far out the iteration ends on noise: more digits would say something else for another order of clients.
+    return f"counts for {f'{ratio:.2f}' if ratio >= 0.01 else 'less than 0.01'} of its weight"
 
 
 def _weiszfeld(inners: np.ndarray, given: np.ndarray, floor: float, iterations: int) -> np.ndarray:
