@@ -70,16 +70,21 @@ def aggregate_updates(
     round_keys = RoundKeys(plan.run_id, plan.round_index)
     config = bench.peft_config(adapter)
     written = write_adapter(store, round_keys, adapter, config, model=group.model, merges=merges)
-    seconds, figures = time.perf_counter() - started, {}
-    if is_measured:
-        made = adapter if addition is None else _this_round(adapter, addition, bench, ranks)
-        found = diagnose(observed, made, [bench.module_ranks(acceptance.rank) for acceptance in group.accepted])
-        figures = found.to_metrics()
-        write_json(store, round_keys.adapter(keys.DIAGNOSTICS, group.model), found.to_json())
+    seconds = time.perf_counter() - started
+    made = adapter if addition is None else _this_round(adapter, addition, bench, ranks)
+    figures = _measure(store, round_keys, group, observed, made, bench) if is_measured else {}
     total = sum(weights)
     shares = {a.client_id: w / total for a, w in zip(group.accepted, weights, strict=True)}
     notes = {group.accepted[place].client_id: note for place, note in _notes(fold).items()}
     return Candidate(group, written, shares, seconds, figures, notes)
+
+
+def _measure(
+    store: ObjectStore, round_keys: RoundKeys, group: Group, observed: Observed, made: LoraAdapter, bench: Workbench
+) -> dict[str, float]:
+    found = diagnose(observed, made, [bench.module_ranks(acceptance.rank) for acceptance in group.accepted])
+    write_json(store, round_keys.adapter(keys.DIAGNOSTICS, group.model), found.to_json())
+    return found.to_metrics()
 
 
 def _notes(fold: Fold) -> Mapping[int, str]:

@@ -10,6 +10,7 @@ from infra.object_store import ObjectStore, commit, open_store
 from infra.private_state import PrivateState
 from infra.run_store import find_record
 from infra.settings import read_settings
+from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.thin import thin
 from tasks.codecs.table import codec
 from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
@@ -74,8 +75,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         )
     invitation = _invitation(plan, client_id, bench)
     share = plan.share_of(invitation)
-    message = check_digest(store.get(share.key), share.sha256, share.key)
-    start = bench.exchange.start(plan, invitation, codec(plan.downlink_codec).decode(message, None))
+    start = _start(store, plan, invitation, bench)
     private = PrivateState(read_settings().home, run_id, client_id)
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
@@ -133,6 +133,12 @@ def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation
         if invitation.client_id == client_id:
             return invitation
     raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
+
+
+def _start(store: ObjectStore, plan: RoundPlan, invitation: Invitation, bench: Workbench) -> LoraAdapter:
+    share = plan.share_of(invitation)
+    message = check_digest(store.get(share.key), share.sha256, share.key)
+    return bench.exchange.start(plan, invitation, codec(plan.downlink_codec).decode(message, None))
 
 
 def _base(
