@@ -3,7 +3,8 @@
 Not here: what is done with the client (`s3_store`) and what a store honours (`store_probe`).
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,10 +20,12 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ResponseStreamingError,
     SSLError,
 )
 from botocore.exceptions import ConnectionError as EndpointError
 from s3transfer.exceptions import RetriesExceededError
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from infra.store_url import S3Location
 from tasks.errors import ObjectNotFoundError, RankweaveError, StoreError, StoreUnavailableError
@@ -33,6 +36,8 @@ SINGLE_REQUEST_BYTES = 64 * MIB
 PART_BYTES = 32 * MIB
 """Above it, objects travel in parts of this size."""
 
+# botocore lets urllib3's own error out where the body of a refusal is cut.
+_CUT_SHORT = (IncompleteReadError, ResponseStreamingError, ProtocolError)
 _NOT_FOUND = {"NoSuchKey", "404", "NotFound"}
 _TRY_AGAIN = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "429"}
 _WRONG_BYTES = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "XAmzContentChecksumMismatch"}
@@ -105,8 +110,26 @@ def translated(subject: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(subject, error) from error
-    except (BotoCoreError, Boto3Error, RetriesExceededError) as error:
+    except (BotoCoreError, Boto3Error, RetriesExceededError, HTTPError) as error:
         raise _from_failure(subject, error) from error
+
+
+def read_through(read: Callable[[], bytes], attempts: int) -> bytes:
+    """Read a body, and again while it ends too early: botocore repeats requests, never bodies.
+
+    Args:
+        read: Asks for the object and reads what comes.
+        attempts: How often at most, at least 1.
+
+    Returns:
+        The whole body.
+    """
+    for attempt in range(attempts - 1):
+        try:
+            return read()
+        except _CUT_SHORT:
+            time.sleep(0.05 * 2**attempt)
+    return read()
 
 
 def answer_of(error: ClientError) -> tuple[int, str]:
@@ -149,7 +172,7 @@ def _from_failure(subject: str, error: Exception) -> RankweaveError:
     if isinstance(error, SSLError):
         remedy = "point AWS_CA_BUNDLE at the right certificates"
         return StoreError(subject, "the store's certificate cannot be verified", got=error, remedy=remedy)
-    if isinstance(error, EndpointError | HTTPClientError | IncompleteReadError | RetriesExceededError):
+    if isinstance(error, EndpointError | HTTPClientError | HTTPError | IncompleteReadError | RetriesExceededError):
         remedy = "check that it runs and is reachable from here, then run again"
         return StoreUnavailableError(subject, "the store does not answer", got=error, remedy=remedy)
     return StoreError(subject, "boto3 cannot do this", got=error)

@@ -21,7 +21,7 @@ from infra.object_store import (
     check_key,
     check_prefix,
 )
-from infra.s3_client import SINGLE_REQUEST_BYTES, answer_of, s3_client, transfers, translated
+from infra.s3_client import SINGLE_REQUEST_BYTES, answer_of, read_through, s3_client, transfers, translated
 from infra.store_probe import probe
 from infra.store_url import S3Location
 from tasks.errors import StoreError, StoreUnavailableError
@@ -86,14 +86,7 @@ class S3Store:
     def get(self, key: str) -> bytes:
         """Read a whole object."""
         with self._translated(key):
-            answer = self._client.get_object(**self._where(key))
-            # Not `with answer["Body"]`: that hands out the raw stream, which does not compare the length.
-            with closing(answer["Body"]) as body:
-                if answer["ContentLength"] <= SINGLE_REQUEST_BYTES:
-                    return body.read()
-            buffer = io.BytesIO()
-            self._client.download_fileobj(Fileobj=buffer, **self._where(key), Config=transfers())
-            return buffer.getvalue()
+            return read_through(lambda: self._get_once(key), self._location.attempts)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Read `data[start : start + length]` of an object."""
@@ -101,15 +94,7 @@ class S3Store:
             expected = "at least 1 byte from 0 on"
             raise StoreError(self._subject(key), "no such range", got=f"{length} from {start}", expected=expected)
         with self._translated(key):
-            try:
-                wanted = f"bytes={start}-{start + length - 1}"
-                answer = self._client.get_object(**self._where(key), Range=wanted)
-            except ClientError as error:
-                if answer_of(error)[0] == 416:
-                    return b""
-                raise
-            with closing(answer["Body"]) as body:
-                return body.read()
+            return read_through(lambda: self._get_range_once(key, start, length), self._location.attempts)
 
     def size(self, key: str) -> int | None:
         """Return an object's length [bytes], or None."""
@@ -165,6 +150,26 @@ class S3Store:
         with self._translated(key):
             parameters = {**self._where(key), **extra}
             return self._client.generate_presigned_url(operation, Params=parameters, ExpiresIn=expires_s)
+
+    def _get_once(self, key: str) -> bytes:
+        answer = self._client.get_object(**self._where(key))
+        # Not `with answer["Body"]`: that hands out the raw stream, which does not compare the length.
+        with closing(answer["Body"]) as body:
+            if answer["ContentLength"] <= SINGLE_REQUEST_BYTES:
+                return body.read()
+        buffer = io.BytesIO()
+        self._client.download_fileobj(Fileobj=buffer, **self._where(key), Config=transfers())
+        return buffer.getvalue()
+
+    def _get_range_once(self, key: str, start: int, length: int) -> bytes:
+        try:
+            answer = self._client.get_object(**self._where(key), Range=f"bytes={start}-{start + length - 1}")
+        except ClientError as error:
+            if answer_of(error)[0] == 416:
+                return b""
+            raise
+        with closing(answer["Body"]) as body:
+            return body.read()
 
     def _try_create(self, key: str, data: bytes) -> bool | None:
         """Return True if made, False if taken, None if two writers met and S3 asks to come again (HTTP 409)."""

@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, never whether the code is right.
+settings.register_profile("rankweave", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rankweave")
 
 # Set before anything imports the libraries, which read them once.
 os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -10,7 +10,7 @@ from tasks.adapters.lora import LayerForm, LoraAdapter, LoraPair
 from tasks.errors import UpdateRefusedError
 from tests.strategies import adapters, normal, pair_of
 
-laws = settings(deadline=None, max_examples=30, derandomize=True)
+laws = settings(max_examples=30, derandomize=True)
 SHARE = LoraAdapter(
     {
         "m": pair_of(LayerForm("conv", (2, 3, 3), (1, 1)), 5, 2, seed=1),

@@ -25,7 +25,7 @@ from tests.oracles.fusion import exact, lorahub, peft_linear
 from tests.strategies import adapters, cohorts
 
 Sides = tuple[LoraAdapter, LoraAdapter]
-laws = settings(deadline=None, max_examples=40, derandomize=True)
+laws = settings(max_examples=40, derandomize=True)
 weight = st.floats(-1.5, 1.5).map(lambda w: round(w, 6))
 two_weights = st.tuples(weight, weight)
 two_sides = cohorts(min_clients=2, max_clients=2).map(lambda drawn: (drawn[0][0], drawn[0][1]))

@@ -8,7 +8,7 @@ from tasks.adapters.products import dense_product
 from tasks.errors import AdapterShapeError, NonFiniteUpdateError
 from tests.strategies import adapters
 
-laws = settings(deadline=None, max_examples=30, derandomize=True)
+laws = settings(max_examples=30, derandomize=True)
 PAIR = LoraPair(torch.ones(2, 3), torch.ones(4, 2))
 
 

@@ -23,7 +23,7 @@ from tasks.adapters.products import adapter_distance, adapter_norm
 from tasks.errors import AdapterFormatError, AdapterShapeError, ConfigError
 from tests.strategies import FLOATS, adapters, normal, pair_of
 
-laws = settings(deadline=None, max_examples=40, derandomize=True)
+laws = settings(max_examples=40, derandomize=True)
 EXAMPLE = LoraAdapter(
     {
         "layers.1": pair_of(LayerForm("linear", (4,)), 3, 2, seed=1, scaling=0.5),

@@ -20,7 +20,7 @@ from tests.aggregators.cases import gauged
 from tests.strategies import adapters, cohorts, lora_pairs, normal
 
 DOUBLE = (torch.float64,)
-laws = settings(deadline=None, max_examples=60, derandomize=True)
+laws = settings(max_examples=60, derandomize=True)
 
 
 def pair_2x2(a: list[list[float]], b: list[list[float]], scaling: float = 1.0) -> LoraPair:

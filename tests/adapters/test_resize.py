@@ -10,7 +10,7 @@ from tasks.errors import AdapterShapeError
 from tests.strategies import adapters, lora_pairs
 
 PAIR = LoraPair(torch.ones(2, 3), torch.ones(4, 2))
-laws = settings(deadline=None, max_examples=40, derandomize=True)
+laws = settings(max_examples=40, derandomize=True)
 
 
 @laws

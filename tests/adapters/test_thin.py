@@ -17,7 +17,7 @@ from tests.strategies import adapters, normal, pair_of
 FACTORS = ("a", "b")
 EVERY = ("both", *FACTORS, "none")
 BOUNDS = {"fp32": (0.0, 0.0), "fp16": (2**-11, 2**-25)}  # relative, and absolute below the normal range
-laws = settings(deadline=None, max_examples=40, derandomize=True)
+laws = settings(max_examples=40, derandomize=True)
 FORM = LayerForm("linear", (5,))
 WHOLE = LoraAdapter(
     {"layers.0": pair_of(FORM, 4, 2, seed=1), "layers.1": pair_of(FORM, 3, 2, seed=9)}, {"head.bias": normal((3,), 5)}

@@ -15,7 +15,7 @@ from tasks.aggregators.similarity import SimilarityMemory, cosine_distance, gram
 from tasks.errors import ConfigError, EmptyCohortError, NonFiniteUpdateError
 from tests.strategies import normal
 
-laws = settings(deadline=None, max_examples=40, derandomize=True)
+laws = settings(max_examples=40, derandomize=True)
 SIZE = 20
 ranks = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 

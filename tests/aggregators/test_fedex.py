@@ -44,7 +44,7 @@ def test_trained_slots_are_the_means_of_the_factors():
     torch.testing.assert_close(pair.b[:, :3], mean.b)
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(
     seed=st.integers(0, 2**20),
     count=st.integers(1, 5),

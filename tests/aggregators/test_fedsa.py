@@ -26,7 +26,7 @@ def test_oracle_gives_the_worked_numbers():
     assert fedsa(clients, F1_WEIGHTS) == (WORKED_A, [[0.0, 0.0], [0.0, 0.0]])
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts())
 def test_shared_factor_is_averaged_as_rbla_does(cohort: tuple[list[LoraAdapter], list[float]]):
     result, owned = aggregate("fedsa", *cohort), aggregate("rbla", *cohort)
@@ -34,7 +34,7 @@ def test_shared_factor_is_averaged_as_rbla_does(cohort: tuple[list[LoraAdapter],
     assert all(torch.equal(pair.a, owned.pairs[path].a) for path, pair in result.pairs.items())
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_what_clients_hold_in_b_changes_nothing(cohort: tuple[list[LoraAdapter], list[float]]):
     updates, weights = cohort

@@ -48,7 +48,7 @@ def test_oracle_gives_the_worked_numbers():
     assert ffa(clients, F1_WEIGHTS) == (A, WORKED_B)
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=40)
 @given(cohort=cohorts())
 def test_product_is_the_weighted_mean_of_the_products(cohort: tuple[list[LoraAdapter], list[float]]):
     updates, weights = frozen(cohort[0]), cohort[1]
@@ -61,7 +61,7 @@ def test_product_is_the_weighted_mean_of_the_products(cohort: tuple[list[LoraAda
         torch.testing.assert_close(dense_product(pair), torch.stack(terms).sum(0), rtol=0, atol=rounding * scale)
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts())
 def test_frozen_factor_comes_back_to_the_bit(cohort: tuple[list[LoraAdapter], list[float]]):
     updates = frozen(cohort[0])
@@ -76,7 +76,7 @@ def test_mean_over_owners_is_not_the_mean_of_the_products():
     torch.testing.assert_close(owned.pairs["m"].b[:, 1:], 2 * exact.pairs["m"].b[:, 1:])
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_clients_with_an_a_of_their_own_are_refused(cohort: tuple[list[LoraAdapter], list[float]]):
     updates = frozen(cohort[0])

@@ -68,7 +68,7 @@ def test_ten_clients_give_a_mean_where_a_stack_without_weights_gives_ten_times_i
     assert adapter_norm(raw) == pytest.approx(10 * adapter_norm(update), rel=1e-5)
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(seed=st.integers(0, 2**20), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=12))
 def test_stack_is_exact_to_float32(seed: int, ranks: list[int]):
     updates = [client({"m": rank}, seed + 10 * k, sizes=(30, 20)) for k, rank in enumerate(ranks)]

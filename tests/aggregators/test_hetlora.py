@@ -43,7 +43,7 @@ def test_hetlora_gives_the_worked_numbers():
     torch.testing.assert_close(pair.b, torch.tensor(expected_b).double(), rtol=0, atol=1e-5)
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_norms_may_be_taken_of_each_module_alone(cohort: tuple[list[LoraAdapter], list[float]]):
     updates, weights = cohort
@@ -65,7 +65,7 @@ def test_a_large_module_counts_in_the_others_unless_norms_are_per_module():
     assert torch.equal(alone.a, same.a)
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_given_weights_move_dense_tensors_only(cohort: tuple[list[LoraAdapter], list[float]]):
     updates, weights = cohort

@@ -37,7 +37,7 @@ SEE_THE_GAUGE = [n for n, row in AGGREGATORS.items() if not row.gauge_invariant 
 
 
 @pytest.mark.parametrize(("name", "law"), CASES)
-@settings(derandomize=True, max_examples=6, deadline=None)
+@settings(derandomize=True, max_examples=6)
 @given(data=st.data())
 def test_aggregator_keeps_law(name: str, law: Law, data: st.DataObject):
     row = AGGREGATORS[name]

@@ -52,7 +52,7 @@ def merged_at_random(
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=40)
 @given(seed=st.integers(0, 2**20), count=st.integers(1, 31), has_gaps=st.booleans())
 def test_result_does_not_depend_on_arrival_or_cut(name: str, seed: int, count: int, has_gaps: bool):
     rng = np.random.default_rng(seed)

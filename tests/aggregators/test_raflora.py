@@ -40,14 +40,14 @@ def test_oracle_gives_the_worked_numbers():
     torch.testing.assert_close(f64(oracle(clients, F1_WEIGHTS)), f64([[4.5, 6], [15, 18]]))
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(min_clients=2))
 def test_exponent_nought_is_flexlora(cohort: tuple[list[LoraAdapter], list[float]]):
     result = aggregate("raflora", *cohort, options={"coverage_exponent": 0.0})
     assert gap(ROW, result, aggregate("flexlora", *cohort)) <= allowance(ROW, *cohort[0])
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(min_clients=2, has_equal_ranks=True))
 def test_equal_ranks_are_flexlora(cohort: tuple[list[LoraAdapter], list[float]]):
     result = aggregate("raflora", *cohort)

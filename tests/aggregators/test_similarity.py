@@ -18,7 +18,7 @@ from tests.aggregators.cases import client, f1, gauged, tensors
 from tests.oracles import gram as oracle
 from tests.strategies import adapters, cohorts
 
-laws = settings(deadline=None, max_examples=50, derandomize=True)
+laws = settings(max_examples=50, derandomize=True)
 DOUBLE = (torch.float64,)
 
 

@@ -20,7 +20,7 @@ def dense(**named: torch.Tensor) -> LoraAdapter:
 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in AGGREGATORS.items() if row.averages == "slots"))
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(
     seed=st.integers(0, 2**20),
     ranks=st.lists(st.integers(1, 4), min_size=1, max_size=12),

@@ -20,7 +20,7 @@ figures = st.lists(
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTINGS))
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=30)
 @given(contributions=figures)
 def test_weights_are_positive_and_follow_their_client(name: str, contributions: list[Contribution]):
     weights = weighting(name)(contributions)
@@ -63,7 +63,7 @@ def test_ranked_falls_back_on_quality_when_nobody_moved():
     assert ranked([contribution(0.0, 0.2), contribution(0.0, 0.8)]) == [1.0, 2.0]
 
 
-@settings(derandomize=True, max_examples=30, deadline=None)
+@settings(derandomize=True, max_examples=30)
 @given(contributions=figures)
 def test_ranked_weights_sum_to_the_sum_of_ranks(contributions: list[Contribution]):
     count = len(contributions)

@@ -39,7 +39,7 @@ def test_oracle_gives_the_worked_numbers():
     assert oracle(clients, F1_WEIGHTS) == ([[4.0, 5.0], [5.25, 6.0]], [[1.5, 0.0], [1.0, 1.5]])
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_zero_pad_is_rbla_times_coverage(cohort: tuple[list[LoraAdapter], list[float]]):
     updates, weights = cohort
@@ -57,7 +57,7 @@ def test_zero_pad_is_rbla_times_coverage(cohort: tuple[list[LoraAdapter], list[f
 
 
 @pytest.mark.parametrize(("exponent", "name"), [(0.0, "zero_pad"), (1.0, "rbla")])
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2))
 def test_coverage_exponent_ends_are_zero_pad_and_rbla(
     exponent: float, name: str, cohort: tuple[list[LoraAdapter], list[float]]
@@ -65,7 +65,7 @@ def test_coverage_exponent_ends_are_zero_pad_and_rbla(
     assert same_bits(with_exponent(exponent, *cohort), aggregate(name, *cohort))
 
 
-@settings(derandomize=True, max_examples=25, deadline=None)
+@settings(derandomize=True, max_examples=25)
 @given(cohort=cohorts(min_clients=2), exponent=st.floats(0.1, 0.9))
 def test_coverage_exponent_between_lies_between(cohort: tuple[list[LoraAdapter], list[float]], exponent: float):
     diluted, between, owned = (with_exponent(e, *cohort) for e in (0.0, exponent, 1.0))

@@ -17,7 +17,7 @@ from tests.strategies import adapters, normal, pair_of
 SINGLE = (torch.float32,)
 BOUNDS = {"fp32": (0.0, 0.0), "fp16": (2**-11, 2**-25)}  # relative, and absolute below the normal range
 BYTES_PER_NUMBER = {"fp32": 4, "fp16": 2}
-laws = settings(deadline=None, max_examples=30, derandomize=True)
+laws = settings(max_examples=30, derandomize=True)
 every_codec = pytest.mark.parametrize("name", CODECS)
 EXAMPLE = LoraAdapter(
     {"layers.0": pair_of(LayerForm("linear", (40,)), 50, 4, seed=1, scaling=2.0)},

@@ -15,7 +15,7 @@ def numbered(raw, names=None):
     return number_labels(values, label_map, "train").tolist(), label_map.names
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.one_of(st.integers(0, 2**40)), min_size=1) | st.lists(st.text(min_size=1), min_size=1))
 def test_label_names_undo_the_numbering(raw):
     # numpy cuts trailing NULs off texts; no data set has labels that differ only by them.

@@ -23,7 +23,7 @@ from tasks.evaluation.diagnostics import SPECTRUM_LENGTH, Diagnostics, Observed,
 from tests.strategies import cohorts, normal
 
 DOUBLE = (torch.float64,)
-laws = settings(deadline=None, max_examples=30, derandomize=True)
+laws = settings(max_examples=30, derandomize=True)
 
 
 def pair(a, b, scaling=1.0) -> LoraPair:

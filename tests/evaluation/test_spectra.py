@@ -11,7 +11,7 @@ from tasks.adapters.products import spectrum
 from tasks.evaluation.spectra import collapse_index, effective_rank, partition_energy, slot_energy
 from tests.strategies import adapters
 
-laws = settings(deadline=None, max_examples=60, derandomize=True)
+laws = settings(max_examples=60, derandomize=True)
 sigmas = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8).map(lambda found: sorted(found, reverse=True))
 
 

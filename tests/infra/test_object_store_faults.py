@@ -11,6 +11,7 @@ from infra.object_store import ObjectStore, commit
 from infra.s3_client import MIB
 from tasks.errors import (
     ObjectConflictError,
+    ObjectNotFoundError,
     StoreError,
     StoreUnavailableError,
     is_transient,
@@ -126,6 +127,29 @@ def test_download_that_is_cut_is_transient_and_never_short(
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         store.get("f/b")
     assert store.get("f/b") == b"0123456789"
+
+
+def test_download_that_is_cut_comes_again_within_the_attempts(
+    proxy: FlakyProxy, behind: Callable[[int], ObjectStore]
+) -> None:
+    store = behind(3)
+    store.put("f/c", b"0123456789")
+    for read in (lambda: store.get("f/c"), lambda: store.get_range("f/c", 0, 10)):
+        proxy.arm("cut body", "cut body", methods=("GET",))
+        assert read() == b"0123456789"
+        assert proxy.seen == ["GET"] * 3
+        proxy.arm("cut body", "cut body", "cut body", methods=("GET",))
+        with pytest.raises(StoreUnavailableError, match="does not answer"):
+            read()
+
+
+def test_refusal_whose_body_is_cut_is_transient(proxy: FlakyProxy, behind: Callable[[int], ObjectStore]) -> None:
+    store = behind(1)
+    proxy.arm("cut body", methods=("GET",))
+    with pytest.raises(StoreUnavailableError, match="does not answer"):
+        store.get("f/missing")
+    with pytest.raises(ObjectNotFoundError):
+        store.get("f/missing")
 
 
 @pytest.mark.parametrize("kind", SIGNED)

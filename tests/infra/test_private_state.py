@@ -41,7 +41,7 @@ def state(tmp_path: Path) -> PrivateState:
     return PrivateState(tmp_path, "run-1", "c00")
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(adapters())
 def test_adapter_comes_back_with_its_update_and_dtype(adapter):
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def test_adapter_comes_back_with_its_update_and_dtype(adapter):
         torch.testing.assert_close(dense_product(kept[1].pairs[path]), dense_product(pair))
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.sets(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 32))
 def test_latest_is_the_last_of_three_kept_rounds_before(rounds, before):
     with tempfile.TemporaryDirectory() as folder:

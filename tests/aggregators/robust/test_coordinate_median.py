@@ -38,7 +38,7 @@ def test_clients_that_agree_up_to_sign_of_factors_keep_their_product():
     assert float(dense_product(result.pairs["m"])) == pytest.approx(1.0)
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(min_clients=1, max_clients=6, dtypes=(torch.float64,)))
 def test_coordinate_median_agrees_with_the_oracle(cohort: Cohort):
     updates, _ = cohort

@@ -40,7 +40,7 @@ def test_equal_updates_keep_their_weights():
     assert gap(outcome(screened), mean([point(u) for u in updates], weights)) < 1e-9
 
 
-@settings(derandomize=True, max_examples=8, deadline=None)
+@settings(derandomize=True, max_examples=8)
 @given(cohort=cohorts(min_clients=3, max_clients=6))
 def test_summed_distance_is_as_small_as_the_oracles(cohort: Cohort):
     updates, weights = cohort

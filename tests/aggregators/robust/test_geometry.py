@@ -13,7 +13,7 @@ from tests.oracles.robust import canonical as oracle
 from tests.strategies import cohorts
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(max_clients=5))
 def test_distances_and_inner_products_are_those_of_dense_vectors(cohort: tuple[list[LoraAdapter], list[float]]):
     points = np.array([point(u) for u in cohort[0]])

@@ -40,7 +40,7 @@ def test_multi_krum_of_one_is_krum():
     assert (one.updates, one.weights, one.notes) == (other.updates, other.weights, other.notes)
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(min_clients=5, max_clients=8))
 def test_choices_agree_with_the_oracle_on_dense_products(cohort: Cohort):
     updates, weights = cohort

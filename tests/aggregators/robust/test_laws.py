@@ -16,7 +16,7 @@ RULES = sorted(ROBUST_RULES)
 Cohort = tuple[list[LoraAdapter], list[float]]
 WIDE = cohorts(min_clients=FEWEST, max_clients=6, dtypes=(torch.float64,))
 ANY = cohorts(min_clients=FEWEST, max_clients=6)
-SETTINGS = settings(derandomize=True, max_examples=8, deadline=None)
+SETTINGS = settings(derandomize=True, max_examples=8)
 
 
 @pytest.mark.parametrize("name", RULES)

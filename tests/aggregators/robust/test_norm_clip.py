@@ -41,7 +41,7 @@ def test_both_parts_are_clipped_and_noted():
     assert "of its norm; dense tensors drawn to" in notes[4]
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(cohort=cohorts(min_clients=3, max_clients=6), factor=st.floats(1.0, 4.0), size=st.floats(1.0, 1e8))
 def test_no_norm_exceeds_the_factor_times_the_median(
     cohort: tuple[list[LoraAdapter], list[float]], factor: float, size: float

@@ -33,7 +33,7 @@ def test_num_trimmed_is_the_whole_part_of_the_share(count: int, trim_frac: float
     assert num_trimmed(count, trim_frac) == expected
 
 
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(derandomize=True, max_examples=15)
 @given(
     cohort=cohorts(min_clients=1, max_clients=7, dtypes=(torch.float64,)), trim_frac=st.sampled_from((0.0, 0.2, 0.45))
 )
