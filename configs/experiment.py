@@ -19,10 +19,10 @@ from configs.sections import (
     RanksConfig,
     TrainingConfig,
 )
-from tasks.aggregators.options import HasOptions, chosen
 from tasks.aggregators.robust.table import ROBUST_RULES, misfit
 from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import RankweaveError
+from tasks.options import HasOptions, chosen
 
 _OWN_NETWORKS = {"mlp", "cnn"}
 _IMAGE_KINDS = {*_OWN_NETWORKS, "image_classification"}

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
-from tasks.aggregators.options import describe_options, known_options
 from tasks.aggregators.robust.table import ROBUST_RULES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
+from tasks.options import describe_options, known_options
 
 NO_RULE = "none"
 _OPTIONS = known_options([*AGGREGATORS.values(), *ROBUST_RULES.values()])

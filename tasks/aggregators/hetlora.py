@@ -11,10 +11,10 @@ import numpy as np
 from tasks.adapters.lora import LoraAdapter, check_finite
 from tasks.adapters.products import pair_norm
 from tasks.aggregators.fold import Fold, check_weight
-from tasks.aggregators.options import Option
 from tasks.aggregators.ordered import OrderedFold
 from tasks.aggregators.running_means import check_modules_fit
 from tasks.aggregators.slot_means import SlotMeans, read_out
+from tasks.options import Option
 
 PER_MODULE = Option(
     name="per_module",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tasks.adapters.lora import LoraAdapter
 from tasks.aggregators.fold import Fold
-from tasks.aggregators.options import Option, chosen
+from tasks.options import Option, chosen
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import math
 import pytest
 
 from tasks.aggregators.cohort import aggregate
-from tasks.aggregators.options import BANK_FACTOR, COVERAGE_EXPONENT, Option, chosen
+from tasks.aggregators.options import BANK_FACTOR, COVERAGE_EXPONENT
 from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import ConfigError, FoldOrderError, UnknownNameError
+from tasks.options import Option, chosen
 from tests.aggregators.cases import client
 
 SWITCH = Option("is_on", "turns it on", default=0.0, kind="switch")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tasks.aggregators.options import Option, chosen
 from tasks.aggregators.promises import Aggregator
 from tasks.aggregators.robust.coordinate_median import coordinate_median
 from tasks.aggregators.robust.geometric_median import geometric_median
@@ -13,6 +12,7 @@ from tasks.aggregators.robust.norm_clip import norm_clip
 from tasks.aggregators.robust.screen import Screen
 from tasks.aggregators.robust.trimmed_mean import trimmed_mean
 from tasks.errors import UnknownNameError
+from tasks.options import Option, chosen
 
 NUM_ATTACKERS = Option(
     name="num_attackers",
