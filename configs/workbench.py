@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from configs.experiment import ExperimentConfig
@@ -23,8 +24,14 @@ from tasks.data.partitions import Partition, PartitionSpec, partition
 from tasks.data.prepare import prepare_examples
 from tasks.data.sources import RawData, SourceSpec, read_source
 from tasks.errors import ConfigError
+from tasks.local_methods.hooks import LocalMethod, Occasion
+from tasks.local_methods.table import LOCAL_METHODS
+from tasks.local_methods.together import Together
+from tasks.options import allotted
 from tasks.rank_schedulers import initial_ranks, module_ranks
+from tasks.rounds.capabilities import Capability
 from tasks.rounds.exchange import Exchange
+from tasks.rounds.ledger import adapter_parameters
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import LoraSpec, adapted_modules, initial_adapter, peft_config
 from tasks.training.loop import TrainingSpec
@@ -274,6 +281,44 @@ class Workbench:
         ranks = self.config.ranks
         return initial_ranks(self.clients, ranks.max_rank, list(ranks.client_fractions))
 
+    @property
+    def may_lower_ranks(self) -> bool:
+        """Whether a client may come back with less than it was sent: the method takes any rank, and sends all of it."""
+        row = self.aggregator
+        return row.mixed_ranks and row.downlink == "slice" and row.sends == "both"
+
+    @property
+    def moves_ranks(self) -> bool:
+        """Whether ranks may change while the run goes on, other than by what clients cannot hold."""
+        return set(self.config.ranks.schedulers) != {"fixed"}
+
+    def cut_to(self, share: LoraAdapter, rank: int) -> LoraAdapter:
+        """Cut a client's share to a lower rank, as the method cuts shares."""
+        return self.aggregator.share(share, self.module_ranks(rank))
+
+    def rank_within(self, kept: Mapping[str, int], rank: int) -> int:
+        """Return the largest rank, at most the one given, at which no module has more slots than it keeps.
+
+        Args:
+            kept: Module path -> slots.
+            rank: The client's rank.
+        """
+        fitting = (r for r in range(rank, 0, -1) if all(n <= kept[path] for path, n in self.module_ranks(r).items()))
+        return next(fitting, 1)
+
+    def values(self, rank: int) -> int:
+        """Count the numbers in the adapter of a client of this rank."""
+        return adapter_parameters(self.module_shapes, self.module_ranks(rank), self.dense_parameters)
+
+    def as_simulated(self, client_id: str, measured: Capability) -> Capability:
+        """Return what a client reports of its machine: what it measured, or what the simulation gives it."""
+        dispatch = self.config.dispatch
+        if dispatch.mode != "inline" or not dispatch.simulated_machines:
+            return measured
+        machines = dispatch.simulated_machines
+        given = machines[self.clients.index(client_id) % len(machines)].model_dump()
+        return msgspec.structs.replace(measured, **{name: value for name, value in given.items() if value > 0})
+
     def initial_adapter(self) -> LoraAdapter:
         """Return the adapter of round 0: B = 0, so it changes nothing yet."""
         return self._initial
@@ -314,7 +359,10 @@ class Workbench:
         """What of an adapter crosses the link; clients of a stacking method start from factors of their own."""
         row = self.aggregator
         return Exchange(
-            downlink="none" if row.downlink == "stack" else row.sends, uplink=row.sends, known=self._known_pairs
+            downlink="none" if row.downlink == "stack" else row.sends,
+            uplink=row.sends,
+            known=self._known_pairs,
+            cut=self.cut_to,
         )
 
     def _known_pairs(self, round_index: int, client_id: str, ranks: Mapping[str, int]) -> Mapping[str, LoraPair]:
@@ -335,6 +383,16 @@ class Workbench:
     def peft_config(self, adapter: LoraAdapter) -> dict[str, Any]:
         """Return the adapter_config.json that an adapter is published with."""
         return peft_config(self.base, self.lora, adapter)
+
+    def local_method(self, occasion: Occasion) -> LocalMethod:
+        """Make what the config adds to a client's training, fresh for one training.
+
+        Args:
+            occasion: Whose training.
+        """
+        rows = [LOCAL_METHODS[name] for name in self.config.training.local_methods]
+        values = allotted(rows, {option.name: option.value for option in self.config.training.options})
+        return Together(occasion, [row.method(occasion, values[row.name]) for row in rows])
 
     @property
     def training_spec(self) -> TrainingSpec:

@@ -84,8 +84,11 @@ def compare_plan(source: str, overrides: Sequence[str], *, out: str, only: str =
 
 
 def digest(config: ExperimentConfig) -> str:
-    """Return what a finished cell is recognised by: a digest of its whole config."""
-    return sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    """Return what a finished cell is recognised by: a digest of all that its config says beside the defaults.
+
+    Fields that come to exist later leave it as it is. A default that changes must be told in the changelog.
+    """
+    return sha256(json.dumps(config.model_dump(mode="json", exclude_defaults=True), sort_keys=True).encode())
 
 
 def _experiments(grid: Grid, chosen: Sequence[Cell]) -> dict[Cell, ExperimentConfig]:

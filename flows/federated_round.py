@@ -47,13 +47,13 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
     finally:
         dispatched.stop()
     if len(collection.accepted) < plan.quorum:
-        return close_round(run, plan, collection, previous, bench, result=RoundResult())
+        ranks = reschedule_ranks(plan, collection, (), previous, run.store_url, bench)
+        return close_round(run, plan, collection, previous, bench, result=RoundResult(ranks))
     clustered = config.aggregation.clusters.enabled
     grouping = group_updates(plan, collection, previous, run.store_url, bench) if clustered else one_group(collection)
     judged = tuple(_judge(run, plan, group, previous, bench) for group in grouping.groups)
-    metrics = overall(judged)
-    decision = reschedule_ranks(plan, collection, metrics, previous, bench)
-    result = RoundResult(judged, grouping.labels, metrics, decision)
+    ranks = reschedule_ranks(plan, collection, judged, previous, run.store_url, bench)
+    result = RoundResult(ranks, judged, grouping.labels, overall(judged))
     record = close_round(run, plan, collection, previous, bench, result=result)
     show_diagnostics(record, judged, config.metric)
     return record

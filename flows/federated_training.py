@@ -66,7 +66,7 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
         num_failed += record.outcome == "failed"
         if num_failed > config.cohort.max_failed_rounds:
             raise _quorum_lost(run, record, config)
-    if config.training.personal.enabled and config.dispatch.mode == "inline":
+    if config.training.keeps_personal and config.dispatch.mode == "inline":
         fuse_here(run.store_url, run.run_id, bench, bench.clients)
     outcome = "committed" if done >= config.rounds else "target_reached"
     summary = finish_run(run, bench, outcome=outcome)

@@ -53,9 +53,9 @@ def fuse_run(run_id: str, clients: Sequence[str]) -> dict[str, Any]:
     """
     store_url = read_settings().store_url
     config = parse_config(read_run(open_store(store_url), run_id).config, f"run {run_id}")
-    if not config.training.personal.enabled:
+    if not config.training.keeps_personal:
         raise ConfigError(
-            f"run {run_id}", "trained no personal adapters", remedy="set training.personal.enabled in a new run"
+            f"run {run_id}", "trained no personal adapters", remedy="add fdlora to training.local_methods in a new run"
         )
     bench = Workbench(config)
     reports = fuse_here(store_url, run_id, bench, list(clients) or bench.clients)

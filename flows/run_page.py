@@ -14,6 +14,8 @@ from tasks.rounds.records import RoundRecord
 from tasks.rounds.steps import Judged
 from tasks.rounds.summary import RunHandle, RunSummary
 
+MOST_CHANGES = 50
+"""Changes of rank listed on a round's page."""
 MOST_NAMED = 10
 """Clients named in one line; the store's record and MLflow's clients.json name all."""
 
@@ -70,10 +72,27 @@ def diagnostics_page(record: RoundRecord, judged: Sequence[Judged], metric: str)
     sections = [
         f"# {record.run_id}, round {record.round_index}",
         f"Moved so far: {moved['uplink']:,} bytes up, {moved['downlink']:,} bytes down.",
+        rank_change_table(record),
     ]
     for one in judged:
         sections += _model_sections(one, metric)
     return "\n\n".join(section for section in sections if section)
+
+
+def rank_change_table(record: RoundRecord) -> str:
+    """Return the ranks that change after a round, each with its reason; empty when none does.
+
+    Args:
+        record: The round's record.
+    """
+    if not record.rank_changes:
+        return ""
+    rows = [f"| {c.client_id} | {c.old} | {c.new} | {c.reason} |" for c in record.rank_changes[:MOST_CHANGES]]
+    rest = len(record.rank_changes) - MOST_CHANGES
+    more = ["", f"{rest} more changes: rank-changes.json of the run in MLflow."] if rest > 0 else []
+    return "\n".join(
+        ["## Ranks from the next round on", "| client | old | new | why |", "|---|---:|---:|---|", *rows, *more]
+    )
 
 
 def _model_sections(one: Judged, metric: str) -> list[str]:

@@ -107,9 +107,8 @@ class Inbox:
         # Read outside the try: a damaged share is the server's own fault, no client's.
         message = check_digest(self.store.get(share.key), share.sha256, share.key)
         sent = codec(self.plan.downlink_codec).decode(message, None)
-        start = self.exchange.start(self.plan, invitation, sent)
         try:
-            self.accepted[client] = self._admit(invitation, attempt, start)
+            self.accepted[client] = self._admit(invitation, attempt, sent)
         except RankweaveError as error:
             if isinstance(error, Transient):  # the store's fault, not the client's: the step is retried
                 raise
@@ -129,13 +128,14 @@ class Inbox:
         quarantine(self.store, round_keys.quarantine(client, attempt), reason, detail)
         return refusal
 
-    def _admit(self, invitation: Invitation, attempt: int, start: LoraAdapter) -> Acceptance:
+    def _admit(self, invitation: Invitation, attempt: int, share: LoraAdapter) -> Acceptance:
         client = invitation.client_id
         subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
         claim = _read_record(self.store, manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
+        start = self.exchange.start(self.plan, invitation, share, manifest.rank)
         update_key = self.keys.uplink(client, attempt, keys.UPDATE)
         check_update_size(self.store.size(update_key) or 0, start, subject)
         data = check_digest(self.store.get(update_key), manifest.update_sha256, update_key)
@@ -144,7 +144,10 @@ class Inbox:
         return Acceptance(
             client_id=client,
             attempt=attempt,
-            rank=invitation.rank,
+            rank=manifest.rank or invitation.rank,
+            lowered=manifest.lowered,
+            batch_size=manifest.batch_size,
+            capability=manifest.capability,
             manifest_sha256=sha256(claim),
             update_sha256=manifest.update_sha256,
             num_examples=manifest.num_examples,

@@ -51,7 +51,7 @@ def aggregate_updates(
     """
     started = time.perf_counter()
     store, parent = open_store(run.store_url), previous.models[group.parent]
-    before = read_adapter(store, run.run_id, parent)
+    before = read_adapter(store, run.run_id, plan.cuts.get(group.parent, parent))
     weights = weighting(bench.config.aggregation.weighting)(
         [_contribution(a, plan.quality_metric) for a in group.accepted]
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from prefect import task
 
@@ -11,7 +12,7 @@ from infra.object_store import open_store
 from infra.progress import Progress, tell
 from infra.run_store import commit_record, read_json
 from infra.tracking import open_tracker
-from tasks.rank_schedulers import RankDecision
+from tasks.rank_schedulers import NextRanks, RankDecision
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.ledger import adapter_parameters, round_totals, saved_fraction
@@ -31,19 +32,19 @@ from tasks.rounds.summary import RunHandle
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round with quorum produced; the default is what a failed one leaves: nothing.
+    """What a round produced; a failed one only what it taught about ranks.
 
     Args:
+        ranks: Ranks of the next round.
         judged: Its new global adapters, with their evaluations and versions.
         labels: Client id -> model name; empty when all clients share the one model.
         metrics: Figures of the whole round.
-        decision: Ranks of the next round.
     """
 
+    ranks: NextRanks
     judged: tuple[Judged, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    decision: RankDecision | None = None
 
 
 @task(name="close-round", task_run_name="close round {plan.round_index}", **task_options())
@@ -62,19 +63,19 @@ def close_round(  # the record is where everything about a round comes together
         run: The run.
         plan: The round's plan.
         collection: Who counted and who did not.
-        previous: The record before; its adapter and ranks stay when the round failed.
+        previous: The record before; its adapter stays when the round failed.
         bench: The run.
         result: What the round produced.
 
     Returns:
         The record under the key.
     """
-    committed, decision = bool(result.judged), result.decision
+    committed, decision = bool(result.judged), result.ranks.decision
     record = RoundRecord(
         run_id=run.run_id,
         round_index=plan.round_index,
         outcome=_outcome(plan, collection, committed=committed),
-        models=_models(previous, result),
+        models=_models(plan, previous, result),
         labels=dict(result.labels) if committed else previous.labels,
         plan_sha256=sha256(encode(plan)),
         collection_sha256=sha256(encode(collection)),
@@ -82,8 +83,11 @@ def close_round(  # the record is where everything about a round comes together
         collection=collection,
         weights={client: w for one in result.judged for client, w in one.candidate.weights.items()},
         notes={client: note for one in result.judged for client, note in one.candidate.notes.items()},
-        ranks=dict(decision.ranks) if decision else previous.ranks,
-        rank_changes=_rank_changes(previous.ranks, decision),
+        ranks=dict(decision.ranks),
+        rounds_done=previous.rounds_done + committed,
+        rank_changes=(*(() if committed else previous.rank_changes), *_rank_changes(previous.ranks, decision)),
+        capabilities=dict(result.ranks.capabilities),
+        limits=dict(result.ranks.limits),
         metrics=dict(result.metrics),
         totals=_totals(plan, collection, previous, bench),
     )
@@ -100,10 +104,11 @@ def close_round(  # the record is where everything about a round comes together
     return record
 
 
-def _models(previous: RoundRecord, result: RoundResult) -> dict[str, GlobalModel]:
+def _models(plan: RoundPlan, previous: RoundRecord, result: RoundResult) -> dict[str, GlobalModel]:
     """Return the new adapters, and those of clusters that sent nothing this round but still have clients."""
     made = {one.candidate.group.model: with_version(one) for one in result.judged}
-    kept = previous.models
+    # A cluster that sent nothing goes on from its adapter at the ranks it has now; a failed round changes nothing.
+    kept = previous.models | plan.cuts if made else previous.models
     if result.labels:
         kept = {name: model for name, model in kept.items() if name in set(result.labels.values())}
     return {**kept, **made}
@@ -115,9 +120,7 @@ def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Out
     return "committed" if len(collection.accepted) >= plan.cohort_size else "degraded"
 
 
-def _rank_changes(before: Mapping[str, int], decision: RankDecision | None) -> tuple[RankChange, ...]:
-    if decision is None:
-        return ()
+def _rank_changes(before: Mapping[str, int], decision: RankDecision) -> tuple[RankChange, ...]:
     return tuple(
         RankChange(client_id=client, old=before[client], new=decision.ranks[client], reason=reason)
         for client, reason in sorted(decision.reasons.items())
@@ -146,6 +149,13 @@ def _mlflow_metrics(record: RoundRecord, result: RoundResult) -> dict[str, float
         "clients_refused": float(sum(r.round_index == record.round_index for r in record.collection.refused)),
         "clients_missing": float(len(record.collection.missing)),
     }
+    trained = [acceptance.rank for acceptance in record.collection.accepted]
+    if trained:
+        counts |= {
+            "rank_mean": fmean(trained),
+            "rank_smallest": float(min(trained)),
+            "rank_largest": float(max(trained)),
+        }
     spent = {"aggregation_s": sum(one.candidate.seconds for one in result.judged)}
     return {**record.metrics, **totals, **saved, **counts, **spent}
 

@@ -246,6 +246,12 @@ class StoreError(RankweaveError):
     exit_code = 2
 
 
+class ClientMemoryError(RankweaveError):
+    """Raised when a client's memory does not hold its training, whatever rank and batch it fell back to."""
+
+    exit_code = 1
+
+
 class StoreUnavailableError(Transient, StoreError):
     """Raised when the object store does not answer, or answers that it cannot now."""
 

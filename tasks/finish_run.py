@@ -16,6 +16,7 @@ from infra.tracking import RunTracker, open_tracker
 from tasks.data.picture import plot_partition
 from tasks.errors import RegistryError
 from tasks.evaluation.plots import coverage_and_energy, curve, ladders_of, prefix_ladder, quality_by_bytes
+from tasks.evaluation.rank_picture import rank_picture, rank_table
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import FusionReport, RoundRecord
@@ -71,9 +72,9 @@ def abandon_run(run: RunHandle, *, status: Literal["FAILED", "KILLED"]) -> None:
 
 
 def _round_pictures(store: ObjectStore, records: list[RoundRecord], bench: Workbench) -> dict[str, bytes]:
-    """Draw the ladder of a few rounds, and coverage and energy of the last aggregate, as far as they were measured."""
+    """Draw ranks by round and, as far as they were measured, the ladder of a few rounds, coverage and energy."""
     metric = bench.config.metric
-    pictures = {}
+    pictures = {"ranks.png": rank_picture(rank_table(records))} if len(records) > 1 else {}
     if ladders := ladders_of(records, metric, bench.config.ranks.max_rank):
         pictures["prefix-ladder.png"] = prefix_ladder(ladders, metric)
     last = records[-1]
@@ -101,7 +102,7 @@ def _log_pictures(tracker: RunTracker, store: ObjectStore, records: list[RoundRe
 
 def _log_fusions(tracker: RunTracker, store: ObjectStore, last: RoundRecord, bench: Workbench) -> None:
     """Log what clients reported of their fused adapters, and the mean over clients of each figure."""
-    if not bench.config.training.personal.enabled:
+    if not bench.config.training.keeps_personal:
         return
     found = (find_record(store, keys.fusion(last.run_id, client), FusionReport) for client in bench.clients)
     reports = [report for report in found if report is not None]
@@ -124,15 +125,22 @@ def _log_fusions(tracker: RunTracker, store: ObjectStore, last: RoundRecord, ben
 
 
 def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
-    clients, ledger = [], []
+    clients, ledger, changes = [], [], []
     for record in records[1:]:
         collection = record.collection
+        # A failed round repeats the changes of the one before.
+        known = records[record.round_index - 1].rank_changes if record.outcome == "failed" else ()
+        changes += [
+            {"after_round": record.round_index, "client": c.client_id, "old": c.old, "new": c.new, "reason": c.reason}
+            for c in record.rank_changes[len(known) :]
+        ]
         clients += [
             {
                 "round": record.round_index,
                 "client": a.client_id,
                 "answer": "accepted",
                 "rank": a.rank,
+                "lowered": a.lowered,
                 "examples": a.num_examples,
                 "weight": round(record.weights.get(a.client_id, 0.0), 4),
                 "last_loss": a.metrics.get("last_loss", float("nan")),
@@ -161,3 +169,4 @@ def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
         ]
     tracker.log_table("clients.json", clients)
     tracker.log_table("ledger.json", ledger)
+    tracker.log_table("rank-changes.json", changes)

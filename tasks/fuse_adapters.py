@@ -49,7 +49,7 @@ def fuse_adapters(store_url: str, run_id: str, *, client_id: str, bench: Workben
         raise RunNotFoundError(
             f"client {client_id}, run {run_id}",
             "has no personal adapter on this machine",
-            remedy="fuse where the client trained, with training.personal.enabled",
+            remedy="fuse where the client trained, in a run whose training.local_methods name fdlora",
         )
     last, personal = records[-1], kept[1]
     whole = read_adapter(store, run_id, last.models[last.model_of(client_id)])

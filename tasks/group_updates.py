@@ -94,6 +94,7 @@ def _change(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance, bench: 
     (invitation,) = (i for i in plan.invitations if i.client_id == acceptance.client_id)
     share = plan.share_of(invitation)
     message = codec(plan.downlink_codec).decode(check_digest(store.get(share.key), share.sha256, share.key), None)
-    start = bench.exchange.start(plan, invitation, message)
+    lower = acceptance.rank if acceptance.rank < invitation.rank else 0
+    start = bench.exchange.start(plan, invitation, message, lower)
     update = bench.exchange.update(read_update(store, plan, acceptance), start, f"client {acceptance.client_id}")
     return change(update, start)

@@ -1,19 +1,22 @@
 """What one client does on its own machine in one round: training, and looking after what it never sends."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from configs.workbench import Workbench
 from infra.private_state import PrivateState
-from tasks.adapters.lora import LoraAdapter, LoraPair
+from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
 from tasks.adapters.resize import resize
-from tasks.errors import RankweaveError
+from tasks.errors import ClientMemoryError, RankweaveError
 from tasks.evaluation.metrics import evaluate
-from tasks.local_methods.table import local_method
+from tasks.local_methods.hooks import Occasion
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import adapt, extract_adapter, load_adapter, train_only
 from tasks.training.loop import TrainingResult, train
+from tasks.training.memory import is_out_of_memory, measured_peak, release_memory
 from tasks.training.models import BaseModel
+from tasks.training.spec import TrainingSpec, resolve_device
 
 ShouldStop = Callable[[], RankweaveError | None]
 OWN, PERSONAL = "own", "personal"
@@ -21,18 +24,43 @@ OWN, PERSONAL = "own", "personal"
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much a client takes on.
+
+    Args:
+        rank: Its rank.
+        batch_size: Examples per forward pass; 0 for the config's own.
+    """
+
+    rank: int
+    batch_size: int = 0
+
+
+@dataclass(frozen=True)
 class Trained:
     """What one training made.
 
     Args:
-        adapter: The trained adapter.
+        adapter: The trained adapter, at the ranks worth sending.
         result: Counts, losses, time.
         metrics: Losses, and figures on the client's validation share as "validation_<metric>".
+        effort: What the client took on.
+        rank: Rank of the adapter: that of the effort, or lower where the local method pruned it.
+        peak_bytes: Memory that the training took; 0 where nothing measures it [bytes].
     """
 
     adapter: LoraAdapter
     result: TrainingResult
     metrics: dict[str, float]
+    effort: Effort
+    rank: int
+    peak_bytes: int = 0
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers the adapter has."""
+        pairs = self.adapter.pairs.values()
+        return sum(p.a.numel() + p.b.numel() for p in pairs) + sum(t.numel() for t in self.adapter.dense.values())
 
 
 @dataclass(frozen=True)
@@ -55,22 +83,62 @@ class LocalWork:
     client_id: str
     should_stop: ShouldStop
 
-    def train(self, start: LoraAdapter) -> Trained:
+    def train_within_memory(self, start_at: Callable[[int], LoraAdapter], invited: Effort) -> Trained:
+        """Train, and where memory does not hold that, once more at half the rank, and once more at half the batch.
+
+        Args:
+            start_at: Rank -> the client's share at it, whole.
+            invited: What the plan asks for.
+
+        Raises:
+            ClientMemoryError: None of that fitted.
+        """
+        failure: Exception | None = None
+        for effort in self._efforts(invited):
+            try:
+                return self.train(start_at(effort.rank), effort)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error
+            # Not in the handler: as long as it runs, the failed training's tensors are held by the traceback.
+            failure.__traceback__ = None
+            release_memory(resolve_device(self.bench.device))
+        raise ClientMemoryError(
+            f"client {self.client_id}, round {self.round_index}",
+            "memory does not hold the training, at half the rank and half the batch neither",
+            got=f"rank {invited.rank}, batch {invited.batch_size or self.bench.config.training.batch_size}",
+            remedy="lower training.batch_size or model.max_length, or adapt fewer modules; ranks matter little here",
+        ) from failure
+
+    def _efforts(self, invited: Effort) -> Iterator[Effort]:
+        yield invited
+        rank = invited.rank
+        if self.bench.may_lower_ranks and rank > 1:
+            rank //= 2
+            yield Effort(rank, invited.batch_size)
+        batch_size = invited.batch_size or self.bench.config.training.batch_size
+        if batch_size > 1:
+            yield Effort(rank, batch_size // 2)
+
+    def train(self, start: LoraAdapter, effort: Effort) -> Trained:
         """Train from what the server sent, and keep at home what the method does not send.
 
         Args:
-            start: The client's share, whole.
+            start: The client's share at the effort's rank, whole.
+            effort: What to take on.
         """
-        trained = self._train(self._with_own_factor(start), "train")
+        trained = self._train(self._with_own_factor(start), "train", effort)
         if self.bench.aggregator.sends == "a":
             self.private.save(OWN, self.round_index, trained.adapter)
         return trained
 
-    def train_personal(self, share: LoraAdapter) -> dict[str, float]:
+    def train_personal(self, share: LoraAdapter, effort: Effort) -> dict[str, float]:
         """Train the adapter that stays here: on from the last one, or anew from the global one when that is due.
 
         Args:
-            share: The client's share of the global adapter.
+            share: The client's share of the global adapter, at the effort's rank.
+            effort: What the client managed in this round.
 
         Returns:
             "personal_<metric>" -> value.
@@ -83,11 +151,11 @@ class LocalWork:
         kept = self.private.latest(PERSONAL, self.round_index)
         is_due = every > 0 and self.round_index % every == 0
         start = share if kept is None or is_due else resize(kept[1], share.ranks)
-        trained = self._train(start, "personal")
+        trained = self._train(start, "personal", effort)
         self.private.save(PERSONAL, self.round_index, trained.adapter)
         return {f"personal_{name}": value for name, value in trained.metrics.items()}
 
-    def _train(self, start: LoraAdapter, purpose: str) -> Trained:
+    def _train(self, start: LoraAdapter, purpose: str, effort: Effort) -> Trained:
         bench = self.bench
         seed = derive_seed(bench.config.seed, purpose, self.round_index, self.client_id)
         model = adapt(self.base, bench.lora, start.ranks, seed=seed)
@@ -95,21 +163,28 @@ class LocalWork:
         if bench.aggregator.sends == "b":
             train_only(model, "b")  # what is not sent must not move, or the server would weave something else
         training, validation = bench.client_indices(self.client_id)
-        result = train(
-            model,
-            bench.train,
-            training,
-            bench.training_spec,
-            seed=seed,
-            method=local_method(bench.config.training.local_method),
-            should_stop=self.should_stop,
-        )
+        method = bench.local_method(Occasion(derive_seed(seed, "method"), self.round_index))
+        with measured_peak(resolve_device(bench.device)) as peak:
+            result = train(
+                model,
+                bench.train,
+                training,
+                _with_batch(bench.training_spec, effort.batch_size),
+                seed=seed,
+                method=method,
+                should_stop=self.should_stop,
+            )
         metrics = {"first_loss": result.first_loss, "last_loss": result.last_loss, "mean_loss": result.mean_loss}
         if len(validation):
             size = bench.config.evaluation.batch_size
             scores = evaluate(model, bench.train, batch_size=size, indices=validation, device=bench.device)
             metrics |= {f"validation_{name}": value for name, value in scores.items()}
-        return Trained(extract_adapter(model), result, metrics)
+        rank = bench.rank_within(method.kept_ranks(model, start.ranks), effort.rank)
+        adapter = extract_adapter(model)
+        if rank < effort.rank:
+            # A prefix, not the best cut: other clients' slots, with which these will be averaged, keep their places.
+            adapter = prefix(adapter, bench.module_ranks(rank))
+        return Trained(adapter, result, metrics, effort, rank, peak.taken_bytes)
 
     def _with_own_factor(self, start: LoraAdapter) -> LoraAdapter:
         """Put in the factor that this client kept at home, where the method has clients keep one."""
@@ -118,6 +193,14 @@ class LocalWork:
             return start
         own = kept[1].pairs
         return LoraAdapter({path: _with_b(pair, own.get(path)) for path, pair in start.pairs.items()}, start.dense)
+
+
+def _with_batch(spec: TrainingSpec, batch_size: int) -> TrainingSpec:
+    """Train with smaller batches, but as many of them to a step as it takes to see the same examples."""
+    if not batch_size or batch_size >= spec.batch_size:
+        return spec
+    per_step = spec.batch_size * spec.accumulation_steps
+    return replace(spec, batch_size=batch_size, accumulation_steps=math.ceil(per_step / batch_size))
 
 
 def _with_b(pair: LoraPair, own: LoraPair | None) -> LoraPair:

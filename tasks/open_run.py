@@ -5,6 +5,7 @@ from datetime import datetime
 from prefect import task
 
 from configs.loading import parse_config
+from configs.rank_desk import RankDesk
 from configs.workbench import Workbench
 from infra.code_version import code_version
 from infra.engine import task_options
@@ -81,6 +82,6 @@ def _write_initial(store: ObjectStore, run: RunHandle, bench: Workbench) -> Roun
         round_index=0,
         outcome="initial",
         models={GLOBAL: model},
-        ranks=bench.initial_ranks(),
+        ranks=RankDesk(bench).initial_ranks(),
     )
     return commit_record(store, round_keys.record, record)

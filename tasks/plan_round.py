@@ -1,18 +1,25 @@
 """Verb: decide who trains what in a round, and lay out the shares to download."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
 from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, commit, open_store
-from infra.run_store import commit_record, find_record, read_adapter
+from infra.run_store import commit_record, find_record, read_adapter, write_adapter
+from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.thin import thin
+from tasks.aggregators.shares import recut
 from tasks.codecs.table import codec
 from tasks.cohorts.sampling import sample_cohort
 from tasks.errors import IntegrityError
 from tasks.rounds import keys
+from tasks.rounds.capabilities import Limit
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import Invitation, RoundPlan, RoundRecord, Share, sha256
+from tasks.rounds.records import GlobalModel, Invitation, RoundPlan, RoundRecord, Share, sha256
 from tasks.rounds.seeds import derive_nonce
 from tasks.rounds.steps import PlannedRound, Ticket
 from tasks.rounds.summary import RunHandle
@@ -67,16 +74,21 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
             nonce=derive_nonce(round_keys.run_id, round_keys.round_index, client),
             pool=config.dispatch.mode,
             model=previous.model_of(client),
+            batch_size=previous.limits.get(client, Limit()).batch_size,
         )
         for client in cohort
     )
+    adapters = {name: read_adapter(store, round_keys.run_id, model) for name, model in previous.models.items()}
+    cuts = _recut(store, round_keys, previous, bench, adapters)
     return RoundPlan(
         run_id=round_keys.run_id,
         round_index=round_keys.round_index,
         base_digest=bench.base.digest,
         models={name: model.sha256 for name, model in previous.models.items()},
         invitations=invitations,
-        shares=_cut_shares(store, round_keys, previous, bench, invitations),
+        shares=_cut_shares(store, round_keys, adapters | cuts.adapters, bench, invitations),
+        cuts=cuts.models,
+        equal_ranks=not bench.may_lower_ranks,
         merges={name: model.merges for name, model in previous.models.items() if model.merges},
         uplink_codec=config.exchange.uplink_codec,
         downlink_codec=config.exchange.downlink_codec,
@@ -87,17 +99,48 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
     )
 
 
-def _cut_shares(
+@dataclass(frozen=True)
+class _Cuts:
+    models: dict[str, GlobalModel]
+    adapters: dict[str, LoraAdapter]
+
+
+def _recut(
     store: ObjectStore,
     round_keys: RoundKeys,
     previous: RoundRecord,
+    bench: Workbench,
+    adapters: Mapping[str, LoraAdapter],
+) -> _Cuts:
+    """Bring global adapters to the ranks that their clients have now, where those changed."""
+    cuts = _Cuts({}, {})
+    if bench.aggregator.rank != "largest":  # a bank or a history is larger than any client, on purpose
+        return cuts
+    for name, adapter in adapters.items():
+        largest = max(rank for client, rank in previous.ranks.items() if previous.model_of(client) == name)
+        ranks = bench.module_ranks(largest)
+        if not previous.rank_changes and not (bench.moves_ranks and adapter.ranks != ranks):
+            continue
+        cut = recut(adapter, ranks)
+        before = previous.models[name]
+        written = write_adapter(
+            store, round_keys, cut, bench.peft_config(cut), model=f"{name}-cut", merges=before.merges
+        )
+        cuts.models[name] = msgspec.structs.replace(written, version=before.version)
+        cuts.adapters[name] = cut
+    return cuts
+
+
+def _cut_shares(
+    store: ObjectStore,
+    round_keys: RoundKeys,
+    adapters: Mapping[str, LoraAdapter],
     bench: Workbench,
     invitations: tuple[Invitation, ...],
 ) -> dict[str, Share]:
     """Write one object per model and distinct rank, not per client."""
     cut, parts = bench.aggregator.share, bench.exchange.downlink
     encode = codec(bench.config.exchange.downlink_codec).encode
-    adapters = {name: read_adapter(store, round_keys.run_id, model) for name, model in previous.models.items()}
     shares = {}
     for invitation in invitations:
         if invitation.share_name in shares:

@@ -1,6 +1,9 @@
 """Verb: one client's work in one round, from its share to its committed update."""
 
+import time
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from prefect import task
 
@@ -13,14 +16,16 @@ from infra.settings import read_settings
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.thin import thin
 from tasks.codecs.table import codec
+from tasks.cohorts.probe import Measured, capability_of
 from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
-from tasks.local_work import LocalWork, ShouldStop
+from tasks.local_work import Effort, LocalWork, ShouldStop, Trained
 from tasks.rounds import keys
 from tasks.rounds.exchange import MERGE_CODEC
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import (
     ClientFailure,
     Invitation,
+    Lowered,
     Merge,
     RoundPlan,
     UpdateManifest,
@@ -29,7 +34,11 @@ from tasks.rounds.records import (
     finite_only,
     sha256,
 )
+from tasks.training.memory import free_memory
 from tasks.training.models import BaseModel
+from tasks.training.spec import resolve_device
+
+T = TypeVar("T")
 
 
 @task(name="train-client", task_run_name="train {client_id}", **task_options())
@@ -62,6 +71,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         ConfigError: The client is not invited.
         BaseModelMismatchError: The client holds another base model than the plan names.
         TrainingDivergedError: The loss stopped being a number.
+        ClientMemoryError: Memory does not hold the training, at half the rank and half the batch neither.
     """
     store = open_store(store_url)
     round_keys = RoundKeys(run_id, round_index)
@@ -75,14 +85,34 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         )
     invitation = _invitation(plan, client_id, bench)
     share = plan.share_of(invitation)
-    start = _start(store, plan, invitation, bench)
+    message, download_s = _timed(lambda: check_digest(store.get(share.key), share.sha256, share.key))
+    start_at = partial(_start, plan, invitation, bench, codec(plan.downlink_codec).decode(message, None))
     private = PrivateState(read_settings().home, run_id, client_id)
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
     work = LocalWork(bench, base, private, round_index, client_id, should_stop)
-    trained = work.train(start)
-    metrics = trained.metrics | (work.train_personal(start) if bench.config.training.personal.enabled else {})
-    data, _ = codec(plan.uplink_codec).encode(thin(trained.adapter, bench.exchange.uplink), start, None)
+    free_bytes = free_memory(resolve_device(bench.device)) // bench.config.dispatch.clients_at_once
+    trained = work.train_within_memory(start_at, Effort(invitation.rank, invitation.batch_size))
+    metrics = dict(trained.metrics)
+    if bench.config.training.keeps_personal:
+        metrics |= work.train_personal(start_at(trained.effort.rank), trained.effort)
+    thinned = thin(trained.adapter, bench.exchange.uplink)
+    data, _ = codec(plan.uplink_codec).encode(thinned, start_at(trained.rank), None)
+    update_key = round_keys.uplink(client_id, attempt, keys.UPDATE)
+    _, upload_s = _timed(lambda: commit(store, update_key, data))
+    measured = Measured(
+        num_examples=trained.result.num_examples,
+        num_items=trained.result.num_items,
+        base_values=bench.base.num_parameters,
+        trained_values=trained.num_values,
+        training_s=trained.result.seconds,
+        free_bytes=free_bytes,
+        peak_bytes=trained.peak_bytes,
+        download_bytes=len(message),
+        download_s=download_s,
+        upload_bytes=len(data),
+        upload_s=upload_s,
+    )
     manifest = UpdateManifest(
         run_id=run_id,
         round_index=round_index,
@@ -98,8 +128,11 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         training_s=trained.result.seconds,
         metrics=finite_only(metrics),
         fetched=fetched,
+        rank=trained.rank if trained.rank < invitation.rank else 0,
+        lowered=_lowered(trained, invitation),
+        batch_size=trained.effort.batch_size,
+        capability=bench.as_simulated(client_id, capability_of(measured)),
     )
-    commit(store, round_keys.uplink(client_id, attempt, keys.UPDATE), data)
     commit(store, manifest_key, encode(manifest))
     return manifest
 
@@ -135,10 +168,21 @@ def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation
     raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
 
 
-def _start(store: ObjectStore, plan: RoundPlan, invitation: Invitation, bench: Workbench) -> LoraAdapter:
-    share = plan.share_of(invitation)
-    message = check_digest(store.get(share.key), share.sha256, share.key)
-    return bench.exchange.start(plan, invitation, codec(plan.downlink_codec).decode(message, None))
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Do something, and say how long it took [s]."""
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
+
+
+def _start(plan: RoundPlan, invitation: Invitation, bench: Workbench, share: LoraAdapter, rank: int) -> LoraAdapter:
+    """Return what a client starts from: its whole share, or less of it where it takes on a lower rank."""
+    return bench.exchange.start(plan, invitation, share, rank if rank < invitation.rank else 0)
+
+
+def _lowered(trained: Trained, invitation: Invitation) -> Lowered:
+    if trained.rank < trained.effort.rank:
+        return "pruned"
+    return "memory" if trained.effort.rank < invitation.rank else ""
 
 
 def _base(

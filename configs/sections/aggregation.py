@@ -5,24 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
+from configs.sections.options import MethodOption
 from tasks.aggregators.robust.table import ROBUST_RULES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
-from tasks.options import describe_options, known_options
 
 NO_RULE = "none"
-_OPTIONS = known_options([*AGGREGATORS.values(), *ROBUST_RULES.values()])
-
-
-class MethodOption(FormModel):
-    """One option of a method, set to something else than its default."""
-
-    name: Annotated[str, NameIn("option", _OPTIONS)] = Field(
-        title="Option", description="Which one; each belongs to some methods only: " + describe_options(_OPTIONS) + "."
-    )
-    value: float = Field(
-        ge=0.0, le=1e9, title="Value", description="A number within the option's own bounds; 1 or 0 for on and off."
-    )
 
 
 class ClustersConfig(FormModel):

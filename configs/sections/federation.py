@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
+from configs.sections.options import RankOption
 from tasks.codecs.table import CODECS
 from tasks.rank_schedulers.table import RANK_SCHEDULERS
 
@@ -21,10 +22,14 @@ class ModuleRankConfig(FormModel):
 class RanksConfig(FormModel):
     """Which rank each client trains at."""
 
-    scheduler: Annotated[str, NameIn("rank scheduler", RANK_SCHEDULERS)] = Field(
-        default="fixed",
-        title="Scheduler",
-        description="How ranks change over the rounds.",
+    schedulers: list[Annotated[str, NameIn("rank scheduler", RANK_SCHEDULERS)]] = Field(
+        default=["fixed"],
+        min_length=1,
+        title="Schedulers",
+        description="How ranks change over the rounds; of several, each client gets the smallest rank that one allows.",
+    )
+    options: list[RankOption] = Field(
+        default=[], title="Options", description="Options of the schedulers that differ from their defaults."
     )
     max_rank: int = Field(
         default=16,
@@ -37,8 +42,8 @@ class RanksConfig(FormModel):
         default=[1.0],
         min_length=1,
         title="Client fractions",
-        description="Share of the largest rank for each client in turn, repeated when there are more clients "
-        "[fraction].",
+        description="Share of the largest rank that each client in turn gets at most, repeated when there are more "
+        "clients [fraction].",
     )
     module_ranks: list[ModuleRankConfig] = Field(
         default=[], title="Module ranks", description="Modules whose largest rank differs."
@@ -88,6 +93,23 @@ class CohortConfig(FormModel):
     )
 
 
+class MachineConfig(FormModel):
+    """A machine that clients of a simulation pretend to have; 0 leaves what was measured."""
+
+    flops_per_s: float = Field(
+        default=0.0, ge=0.0, le=1e18, title="Arithmetic", description="Operations per second of training [1/s]."
+    )
+    memory_bytes: float = Field(
+        default=0.0, ge=0.0, le=1e15, title="Memory", description="Free beside the base model [bytes]."
+    )
+    uplink_bytes_per_s: float = Field(
+        default=0.0, ge=0.0, le=1e12, title="Uplink", description="Bandwidth to the bucket [bytes/s]."
+    )
+    downlink_bytes_per_s: float = Field(
+        default=0.0, ge=0.0, le=1e12, title="Downlink", description="Bandwidth from the bucket [bytes/s]."
+    )
+
+
 class DispatchConfig(FormModel):
     """Where clients run."""
 
@@ -109,6 +131,16 @@ class DispatchConfig(FormModel):
         title="Deployment",
         description="Deployment that runs a client on its pool; pools only.",
     )
+    simulated_machines: list[MachineConfig] = Field(
+        default=[],
+        title="Simulated machines",
+        description="Machines that clients in turn report instead of their own, to try rank schedulers; inline only.",
+    )
+
+    @property
+    def clients_at_once(self) -> int:
+        """Clients that share one process and its memory."""
+        return self.inline_workers if self.mode == "inline" else 1
 
 
 class ExchangeConfig(FormModel):

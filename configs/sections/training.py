@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
+from configs.sections.options import TrainingOption
 from tasks.local_methods.table import LOCAL_METHODS
 
 
@@ -25,13 +26,8 @@ class OptimizerConfig(FormModel):
 
 
 class PersonalConfig(FormModel):
-    """A second adapter that every client keeps to itself (FDLoRA), joined with the global one at the end."""
+    """The second adapter that clients keep to themselves with fdlora, joined with the global one at the end."""
 
-    enabled: bool = Field(
-        default=False,
-        title="Train a personal adapter",
-        description="Each client also trains an adapter that never leaves it; needs a validation share.",
-    )
     refresh_every: int = Field(
         default=5,
         ge=0,
@@ -58,10 +54,14 @@ class PersonalConfig(FormModel):
 class TrainingConfig(FormModel):
     """What a client does with its data."""
 
-    local_method: Annotated[str, NameIn("local method", LOCAL_METHODS)] = Field(
-        default="lora",
-        title="Local method",
-        description="What is added to plain LoRA training.",
+    local_methods: list[Annotated[str, NameIn("local method", LOCAL_METHODS)]] = Field(
+        default=["lora"],
+        min_length=1,
+        title="Local methods",
+        description="What is added to plain LoRA training; several add up.",
+    )
+    options: list[TrainingOption] = Field(
+        default=[], title="Options", description="Options of the local methods that differ from their defaults."
     )
     epochs: int = Field(
         default=1, ge=1, le=10_000, title="Epochs", description="Passes over the client's data in a round."
@@ -101,3 +101,8 @@ class TrainingConfig(FormModel):
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), title="Optimiser")
     personal: PersonalConfig = Field(default=PersonalConfig(), title="Personal adapter")
+
+    @property
+    def keeps_personal(self) -> bool:
+        """Whether clients train a second adapter that never leaves them."""
+        return any(LOCAL_METHODS[name].keeps_personal for name in self.local_methods)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from tasks.adapters.lora import LoraAdapter, LoraPair, fold_scaling
+from tasks.adapters.products import truncate
 from tasks.errors import AdapterShapeError
 
 
@@ -31,6 +32,31 @@ def living_prefix(adapter: LoraAdapter, ranks: Mapping[str, int]) -> LoraAdapter
         AdapterShapeError: A rank is below 1, or names an unknown module.
     """
     return _shared(adapter, ranks, _living)
+
+
+def recut(adapter: LoraAdapter, ranks: Mapping[str, int]) -> LoraAdapter:
+    """Bring a global adapter to the ranks that its clients have now.
+
+    The best cut of the product, never a prefix of slots as they happen to lie: afterwards slots stand in order of
+    strength, so that any prefix of them is the best cut as well. An adapter that has learnt nothing yet has no best cut
+    and keeps its first slots.
+
+    Args:
+        adapter: The global adapter.
+        ranks: Module path -> slots wanted, 1 or more, of every module.
+
+    Returns:
+        Scaling 1; exactly these ranks, none of the slots dead; dense tensors are kept.
+
+    Raises:
+        AdapterShapeError: A rank is below 1, or names an unknown module.
+    """
+    return _shared(adapter, ranks, _recut)
+
+
+def _recut(pair: LoraPair, rank: int) -> LoraPair:
+    has_learnt = bool(pair.a.any()) and bool(pair.b.any())
+    return _living(truncate(pair, min(rank, pair.rank)) if has_learnt else pair, rank)
 
 
 def fresh_share(adapter: LoraAdapter, ranks: Mapping[str, int]) -> LoraAdapter:

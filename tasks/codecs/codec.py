@@ -21,9 +21,11 @@ class Codec:
         encode: (update, reference, state) -> (message, next state); the reference is the adapter that both sides know,
             None where they share none yet.
         decode: (message, reference) -> update in float32, scaling 1.
+        value_bytes: What a number takes in a message, for plans made ahead; the ledger books messages [bytes].
     """
 
     name: str
     title: str
     encode: Callable[[LoraAdapter, LoraAdapter | None, CodecState], tuple[bytes, CodecState]]
     decode: Callable[[bytes, LoraAdapter | None], LoraAdapter]
+    value_bytes: float

@@ -7,8 +7,8 @@ from tasks.errors import UnknownNameError
 __all__ = ["CODECS", "Codec", "CodecState", "codec"]
 
 CODECS: dict[str, Codec] = {
-    "fp32": Codec("fp32", "32-bit floats: lossless", fp32.encode, fp32.decode),
-    "fp16": Codec("fp16", "16-bit floats: half the bytes", fp16.encode, fp16.decode),
+    "fp32": Codec("fp32", "32-bit floats: lossless", fp32.encode, fp32.decode, value_bytes=4.0),
+    "fp16": Codec("fp16", "16-bit floats: half the bytes", fp16.encode, fp16.decode, value_bytes=2.0),
 }
 
 

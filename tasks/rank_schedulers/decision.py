@@ -1,30 +1,76 @@
 """What a rank scheduler is told and what it answers; the arithmetic from a client's rank to its modules' ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from tasks.rounds.capabilities import Capability, Limit
+
+
+@dataclass(frozen=True)
+class RankCosts:
+    """What a rank costs a client.
+
+    Args:
+        values: Rank -> numbers in the adapter of a client of this rank, dense tensors included; rises with the rank.
+        base_values: Numbers in the base model.
+        uplink_bytes: Bytes of one number on the way up [bytes].
+        downlink_bytes: Bytes of one number on the way down [bytes].
+        overhead_bytes: Bytes that a client costs in a round whatever its rank: plan, manifest, envelopes [bytes].
+        deadline_s: How long a round may take [s].
+    """
+
+    values: Callable[[int], int]
+    base_values: int
+    uplink_bytes: float = 4.0
+    downlink_bytes: float = 4.0
+    overhead_bytes: float = 0.0
+    deadline_s: float = 3600.0
 
 
 @dataclass(frozen=True)
 class RankSignals:
-    """What a scheduler may look at when a round has ended.
+    """What a scheduler may look at when it decides about the next round.
 
     Args:
-        round_index: The round that ended.
-        num_rounds: Rounds of the run.
-        ranks: Client id -> rank in it.
+        round_index: The round that ended; 0 before the first.
+        rounds_done: Rounds that trained so far.
+        num_rounds: Rounds the run is to train.
+        ranks: Client id -> rank in the round that ended.
+        ceilings: Client id -> largest rank that the config gives it.
         max_rank: The largest rank of the run.
-        capabilities: Client id -> measured figures, e.g. "examples_per_s"; empty where none were measured.
-        metrics: Evaluation of the round's global adapter.
+        cohort_size: Clients that take part in a round.
+        costs: What a rank costs.
+        capabilities: Client id -> what is known of its machine, smoothed over rounds; those never heard of are missing.
+        limits: Client id -> what it turned out not to manage.
+        spectra: Module path -> singular values of the new global adapter, falling; empty before the first round.
         spent_bytes: Bytes moved so far [bytes].
     """
 
     round_index: int
+    rounds_done: int
     num_rounds: int
     ranks: Mapping[str, int]
+    ceilings: Mapping[str, int]
     max_rank: int
-    capabilities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    cohort_size: int
+    costs: RankCosts
+    capabilities: Mapping[str, Capability] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
     spent_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How large one client's rank may be, in one scheduler's view.
+
+    Args:
+        rank: At most this rank; below 1 means 1, and above the client's ceiling bounds nothing.
+        reason: Why, as a person would read it beside the change, e.g. "deadline 60 s at 1.2 MB/s".
+    """
+
+    rank: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +84,21 @@ class RankDecision:
 
     ranks: Mapping[str, int]
     reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class NextRanks:
+    """Ranks of the next round, and what is known of the clients' machines by now.
+
+    Args:
+        decision: Ranks of all clients, and why some changed.
+        capabilities: Client id -> what is known of its machine.
+        limits: Client id -> what it turned out not to manage.
+    """
+
+    decision: RankDecision
+    capabilities: Mapping[str, Capability]
+    limits: Mapping[str, Limit]
 
 
 def initial_ranks(clients: list[str], max_rank: int, fractions: list[float]) -> dict[str, int]:

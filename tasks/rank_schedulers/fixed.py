@@ -1,18 +1,21 @@
 """Ranks that never move: what every other scheduler is compared with."""
 
-from tasks.rank_schedulers.decision import RankDecision, RankSignals
+from collections.abc import Mapping
+
+from tasks.rank_schedulers.decision import Bound, RankSignals
 
 
-def fixed(signals: RankSignals) -> RankDecision:
-    """Keep every client's rank.
+def fixed(signals: RankSignals) -> Mapping[str, Bound]:
+    """Bound nothing: every client keeps the rank that the config gives it.
 
     Args:
         signals: What is known at the end of the round.
 
     Returns:
-        The ranks as they were, no changes.
+        No bounds.
 
     References:
         The baseline of every paper on mixed ranks; as published.
     """
-    return RankDecision(dict(signals.ranks), {})
+    del signals
+    return {}

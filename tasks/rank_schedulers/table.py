@@ -1,15 +1,62 @@
 """The table of rank schedulers: forms, validation and the law suite all read it."""
 
-from collections.abc import Callable
-
 from tasks.errors import UnknownNameError
-from tasks.rank_schedulers.decision import RankDecision, RankSignals
+from tasks.rank_schedulers.budget import BUDGET_OPTIONS, budget
+from tasks.rank_schedulers.capability import CAPABILITY_OPTIONS, capability
+from tasks.rank_schedulers.energy import ENERGY_OPTIONS, energy
 from tasks.rank_schedulers.fixed import fixed
-
-RankScheduler = Callable[[RankSignals], RankDecision]
+from tasks.rank_schedulers.hetlora_prune import hetlora_prune
+from tasks.rank_schedulers.promises import RankScheduler
+from tasks.rank_schedulers.sa_annealing import ANNEALING_OPTIONS, sa_annealing
 
 RANK_SCHEDULERS: dict[str, RankScheduler] = {
-    "fixed": fixed,
+    "fixed": RankScheduler(
+        name="fixed",
+        title="Fixed ranks",
+        paper="",
+        propose=fixed,
+        equal_ranks=True,
+    ),
+    "sa_annealing": RankScheduler(
+        name="sa_annealing",
+        title="Annealing: high ranks first, low ranks last",
+        paper="https://arxiv.org/abs/2405.09394v1",
+        propose=sa_annealing,
+        equal_ranks=True,
+        options=ANNEALING_OPTIONS,
+    ),
+    "capability": RankScheduler(
+        name="capability",
+        title="What memory, deadline and data bear",
+        paper="",
+        propose=capability,
+        equal_ranks=False,
+        options=CAPABILITY_OPTIONS,
+    ),
+    "energy": RankScheduler(
+        name="energy",
+        title="What the adapter's energy needs",
+        paper="",
+        propose=energy,
+        equal_ranks=True,
+        reads_spectra=True,
+        options=ENERGY_OPTIONS,
+    ),
+    "budget": RankScheduler(
+        name="budget",
+        title="What the budget of bytes pays for",
+        paper="",
+        propose=budget,
+        equal_ranks=False,
+        options=BUDGET_OPTIONS,
+    ),
+    "hetlora_prune": RankScheduler(
+        name="hetlora_prune",
+        title="What clients pruned themselves to (HetLoRA)",
+        paper="https://arxiv.org/abs/2401.06432",
+        propose=hetlora_prune,
+        equal_ranks=False,
+    ),
 }
 
 

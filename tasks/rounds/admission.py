@@ -19,7 +19,8 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
 
     Raises:
         UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share",
-            or "no-quality" when the metric that weights rest on is missing.
+            "wrong-rank" for a lowered rank that is none, or "no-quality" when the metric that weights rest on is
+            missing.
     """
     subject = f"client {invitation.client_id}, round {plan.round_index}, manifest"
     share = plan.share_of(invitation)
@@ -39,6 +40,7 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
             reason="no-quality",
             remedy="set training.validation_frac, and give the client at least two examples",
         )
+    _admit_rank(manifest, plan, invitation, subject)
     for name, (value, reason) in expected.items():
         got = getattr(manifest, name)
         if got != value:
@@ -50,6 +52,21 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
                 expected=value,
                 remedy="train again from this round's plan",
             )
+
+
+def _admit_rank(manifest: UpdateManifest, plan: RoundPlan, invitation: Invitation, subject: str) -> None:
+    """A client may come back with less than it was sent, if it says why and the method can use it."""
+    if not manifest.rank and not manifest.lowered:
+        return
+    if plan.equal_ranks or not 0 < manifest.rank < invitation.rank or not manifest.lowered:
+        raise UpdateRefusedError(
+            subject,
+            "rank is not one that this invitation can be lowered to",
+            reason="wrong-rank",
+            got=f"{manifest.rank} ({manifest.lowered or 'no reason'})",
+            expected=f"rank {invitation.rank}" if plan.equal_ranks else f"1 to {invitation.rank - 1}, with a reason",
+            remedy="train again from this round's plan",
+        )
 
 
 def check_update_size(num_bytes: int, share: LoraAdapter, subject: str) -> None:

@@ -14,6 +14,15 @@ Known = Callable[[int, str, Mapping[str, int]], Mapping[str, LoraPair]]
 """(round index, client id, module path -> rank) -> pairs that a client can tell without being sent them."""
 
 
+Cut = Callable[[LoraAdapter, int], LoraAdapter]
+"""(adapter, rank) -> the adapter at that lower rank, as the run's method cuts shares."""
+
+
+def _uncut(adapter: LoraAdapter, rank: int) -> LoraAdapter:
+    del rank
+    return adapter
+
+
 def _nothing(round_index: int, client_id: str, ranks: Mapping[str, int]) -> Mapping[str, LoraPair]:
     del round_index, client_id, ranks
     return {}
@@ -27,23 +36,30 @@ class Exchange:
         downlink: Factors that shares are sent with.
         uplink: Factors that updates are sent with.
         known: What a client can tell without being sent it.
+        cut: How a share is cut for a client that trains at a lower rank than it was invited to.
     """
 
     downlink: Parts = "both"
     uplink: Parts = "both"
     known: Known = _nothing
+    cut: Cut = _uncut
 
-    def start(self, plan: RoundPlan, invitation: Invitation, message: LoraAdapter) -> LoraAdapter:
+    def start(self, plan: RoundPlan, invitation: Invitation, message: LoraAdapter, rank: int = 0) -> LoraAdapter:
         """Return what a client starts to train from.
 
         Args:
             plan: The round's plan.
             invitation: The client's part in it.
             message: Its share, as it was sent.
+            rank: The lower rank that it trains at; 0 for the invitation's.
 
         Returns:
-            The whole adapter, at the ranks of the share.
+            The whole adapter, at the ranks of the share, or cut to the lower rank.
         """
+        whole = self._whole_share(plan, invitation, message)
+        return self.cut(whole, rank) if rank else whole
+
+    def _whole_share(self, plan: RoundPlan, invitation: Invitation, message: LoraAdapter) -> LoraAdapter:
         if self.downlink == "both":
             return message
         known = self.known(plan.round_index, invitation.client_id, plan.share_of(invitation).ranks)

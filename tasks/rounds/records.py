@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from tasks.errors import IntegrityError, RecordFormatError
+from tasks.rounds.capabilities import Capability, Limit
 from tasks.rounds.keys import GLOBAL
 from tasks.rounds.ledger import LedgerLine
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Outcome = Literal["initial", "committed", "degraded", "failed"]
+Lowered = Literal["", "memory", "pruned"]
 
 TRAINED: tuple[Outcome, ...] = ("committed", "degraded")
 """Outcomes of a round that made a new global adapter."""
@@ -107,6 +109,7 @@ class Invitation(Record, frozen=True, kw_only=True):
         nonce: What its update must repeat.
         pool: Work pool that runs it, "inline" for the server's own process.
         model: Which global adapter its share is cut from.
+        batch_size: Largest batch that it is known to hold in memory; 0 for the config's own [examples].
     """
 
     client_id: str
@@ -114,6 +117,7 @@ class Invitation(Record, frozen=True, kw_only=True):
     nonce: str
     pool: str
     model: str = GLOBAL
+    batch_size: int = 0
 
     @property
     def share_name(self) -> str:
@@ -132,6 +136,9 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         invitations: One per client, by client id.
         shares: "<model>/<rank>" -> what clients of that model and rank download.
         merges: Model name -> what its clients have to add to their base; empty for methods that keep the base.
+        cuts: Model name -> its global adapter at the ranks that clients have now, where they changed; from this one
+            shares were cut, and aggregation goes on.
+        equal_ranks: Nobody may come back with a lower rank than it was sent.
         uplink_codec: How updates are encoded.
         downlink_codec: How shares are encoded.
         cohort_size: Accepted updates wanted: the round ends as soon as it has them. Overshoot invites more clients.
@@ -147,6 +154,8 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     invitations: tuple[Invitation, ...]
     shares: dict[str, Share]
     merges: dict[str, tuple[Merge, ...]] = {}
+    cuts: dict[str, GlobalModel] = {}
+    equal_ranks: bool = False
     uplink_codec: str
     downlink_codec: str
     cohort_size: int
@@ -181,6 +190,10 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
         training_s: Time in the training loop [s].
         metrics: Its own figures, e.g. loss and validation accuracy.
         fetched: Rounds whose merge it had to download, because it did not hold them yet.
+        rank: Rank it trained at, where that is lower than it was invited to; 0 for the invitation's.
+        lowered: Why it is lower: it did not fit into "memory", or the client "pruned" it.
+        batch_size: Batch it trained with, where memory did not hold the configured one; 0 for that one [examples].
+        capability: What it measured of its machine.
     """
 
     run_id: str
@@ -197,6 +210,10 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
     training_s: float
     metrics: dict[str, float]
     fetched: tuple[int, ...] = ()
+    rank: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    lowered: Lowered = ""
+    batch_size: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
+    capability: Capability = Capability()
 
 
 class ClientFailure(Record, frozen=True, kw_only=True):
@@ -222,6 +239,9 @@ class Acceptance(Record, frozen=True, kw_only=True):
         client_id: Who.
         attempt: Which of its tries.
         rank: Rank of the update.
+        lowered: Why that is below the rank it was invited to; empty when it is not.
+        batch_size: Batch it trained with, where memory did not hold the configured one; 0 for that one [examples].
+        capability: What it measured of its machine.
         manifest_sha256: Digest of its manifest.
         update_sha256: Digest of its update.
         num_examples: Examples it trained on.
@@ -239,6 +259,9 @@ class Acceptance(Record, frozen=True, kw_only=True):
     update_norm: float
     training_s: float
     metrics: dict[str, float]
+    lowered: Lowered = ""
+    batch_size: int = 0
+    capability: Capability = Capability()
 
 
 class Refusal(Record, frozen=True, kw_only=True):
@@ -323,7 +346,11 @@ class RoundRecord(Record, frozen=True, kw_only=True):
         weights: Client id -> share of the aggregate.
         notes: Client id -> what a robust rule did to its update.
         ranks: Client id -> rank from the next round on.
-        rank_changes: What the scheduler changed.
+        rounds_done: Rounds up to this one that made a new global adapter.
+        rank_changes: What the scheduler changed since the global adapters were made: a failed round, which makes none,
+            repeats those of the round before.
+        capabilities: Client id -> what is known of its machine, smoothed over rounds.
+        limits: Client id -> what it turned out not to manage.
         metrics: Evaluation of the global adapter.
         totals: Bytes of the run so far and of its counterfactuals.
     """
@@ -340,7 +367,10 @@ class RoundRecord(Record, frozen=True, kw_only=True):
     weights: dict[str, float] = {}
     notes: dict[str, str] = {}
     ranks: dict[str, int]
+    rounds_done: int = 0
     rank_changes: tuple[RankChange, ...] = ()
+    capabilities: dict[str, Capability] = {}
+    limits: dict[str, Limit] = {}
     metrics: dict[str, float] = {}
     totals: dict[str, int] = {}
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 from tasks.data.examples import Examples
 from tasks.errors import DataError, ModelError, RankweaveError, TrainingDivergedError, UnknownNameError
-from tasks.local_methods.table import LocalMethod
+from tasks.local_methods.hooks import LocalMethod
 from tasks.rounds.seeds import derive_seed
 from tasks.training.randomness import seeded
 from tasks.training.spec import OPTIMIZERS, TrainingSpec, resolve_device, uses_bf16
@@ -36,6 +37,7 @@ class TrainingResult:
     Args:
         num_examples: Examples the client trained on, each counted once: the basis of its weight.
         num_steps: Optimizer steps.
+        num_items: Examples (tokens that bear loss, for language models) that the steps went through.
         first_loss: The task's loss at the first step.
         last_loss: The task's loss at the last step.
         mean_loss: The task's loss over all steps, each weighing as many examples (or tokens) as it saw.
@@ -44,6 +46,7 @@ class TrainingResult:
 
     num_examples: int
     num_steps: int
+    num_items: int
     first_loss: float
     last_loss: float
     mean_loss: float
@@ -98,7 +101,15 @@ def train(  # noqa: PLR0913  what, on what, how, and three things the caller alo
         model.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
     values = losses.values
-    return TrainingResult(len(indices), len(values), values[0], values[-1], losses.mean(), seconds)
+    return TrainingResult(
+        num_examples=len(indices),
+        num_steps=len(values),
+        num_items=sum(losses.items),
+        first_loss=values[0],
+        last_loss=values[-1],
+        mean_loss=losses.mean(),
+        seconds=seconds,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +129,17 @@ class _Step:
         mean = torch.zeros((), device=self.device)
         for position, (batch, items) in enumerate(batches):
             arguments = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            with seeded(derive_seed(self.seed, number, position), self.device), self._autocast():
-                loss: torch.Tensor = forward(**arguments).loss
+            task_loss = partial(self._task_loss, forward, arguments, derive_seed(self.seed, number, position))
+            loss = task_loss()
             share = items / total
             mean += loss.detach() * share
-            penalty = self.method.penalty(self.model)
+            penalty = self.method.penalty(self.model, task_loss)
             ((loss if penalty is None else loss + penalty) * share).backward()
         return mean
+
+    def _task_loss(self, forward: Callable[..., Any], arguments: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
+        with seeded(seed, self.device), self._autocast():
+            return forward(**arguments).loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if uses_bf16(self.spec.precision, self.device):
@@ -151,10 +166,10 @@ def _train(
         losses.add(step.gradients(number, batches), sum(items for _, items in batches))
         if step.spec.max_grad_norm:
             nn.utils.clip_grad_norm_(trainable, step.spec.max_grad_norm)
-        step.method.after_backward(step.model, number)
+        step.method.before_step(step.model, optimizer, number)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        step.method.after_step(step.model, number)
+        step.method.after_step(step.model, optimizer, number)
     losses.check()
     return losses
 

@@ -117,7 +117,8 @@ def test_a_plan_as_experiment_and_an_experiment_as_plan_say_what_to_do(tmp_path)
     with pytest.raises(ConfigError, match="is a comparison plan, not an experiment; run it with `rankweave compare"):
         load_config(path)
     with pytest.raises(
-        ConfigError, match=r"lists no methods.*such as compare_aggregators, or an experiment with --vary"
+        ConfigError,
+        match=r"lists no methods.*such as compare_aggregators, compare_local_methods.*or an experiment with --vary",
     ):
         load_plan("digits-staircase")
     with pytest.raises(ConfigError, match="is a comparison plan itself; expected an experiment"):
@@ -148,12 +149,16 @@ def test_a_setting_judged_by_two_metrics_is_refused():
     assert common_metrics({cell: experiments[cell] for cell in by_two.cells("/a/")}) == {"up": "accuracy"}
 
 
-def test_every_shipped_plan_says_how_to_run_it_and_all_its_cells_hold():
-    assert plan_names() == ["compare_aggregators"]
+def test_plans_and_experiments_that_ship_are_told_apart():
+    assert plan_names() == ["compare_aggregators", "compare_local_methods", "compare_schedulers"]
     assert set(preset_names()).isdisjoint(plan_names())
-    shipped = load_plan("compare_aggregators")
-    head = (PRESETS / "compare_aggregators.yaml").read_text(encoding="utf8")
-    assert all(word in head for word in ("# What:", "# Needs:", "# Run:   rankweave compare compare_aggregators"))
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_every_shipped_plan_says_how_to_run_it_and_all_its_cells_hold(name):
+    shipped = load_plan(name)
+    head = (PRESETS / f"{name}.yaml").read_text(encoding="utf8")
+    assert all(word in head for word in ("# What:", "# Needs:", f"# Run:   rankweave compare {name}"))
     assert f"{len(shipped.cells())} cells" in head
     base = shipped.document()
     first_seed = [cell for cell in shipped.cells() if cell.seed == shipped.seeds[0]]

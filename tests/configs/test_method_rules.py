@@ -10,7 +10,6 @@ from tasks.aggregators.robust.screen import ScreenedFold
 from tasks.aggregators.robust.table import ROBUST_RULES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import ConfigError
-from tasks.rank_schedulers.table import RANK_SCHEDULERS
 from tests.training.pico import save_bert
 
 # Ten clients of ten ranks, quorum 8; the overrides bring it to what a method needs.
@@ -19,7 +18,7 @@ ONE_RANK = "ranks.client_fractions=[1.0]"
 VALIDATED = "training.validation_frac=0.2"
 LARGE = ("data.partition.num_clients=10000", "cohort.quorum=10000")
 CLUSTERED = "aggregation.clusters.enabled=true"
-PERSONAL = "training.personal.enabled=true"
+PERSONAL = "training.local_methods=[fdlora]"
 OPTIONS = [(name, option) for name, row in AGGREGATORS.items() for option in row.options]
 ROBUST_OPTIONS = [(name, option) for name, rule in ROBUST_RULES.items() for option in rule.options]
 
@@ -209,7 +208,7 @@ def test_any_method_goes_with_any_rule_that_leaves_it_what_it_needs(name, robust
 def test_a_personal_adapter_needs_a_whole_global_one_on_an_unchanged_base(name):
     overrides = [*method(name), *needs(name), VALIDATED, PERSONAL]
     if name not in {"ffa", "fedsa", "flora_stack", "fedex"}:
-        assert config_of(*overrides).training.personal.enabled
+        assert config_of(*overrides).training.keeps_personal
         return
     with pytest.raises(ConfigError) as caught:
         config_of(*overrides)
@@ -271,7 +270,62 @@ def test_embeddings_are_for_methods_that_train_both_factors(reviews, name, targe
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedex"])
-def test_equal_ranks_must_stay_so(name, monkeypatch):
-    monkeypatch.setitem(RANK_SCHEDULERS, "other", RANK_SCHEDULERS["fixed"])
-    with pytest.raises(ConfigError, match=rf"ranks\.scheduler: {name} needs ranks that are equal and stay so"):
-        config_of(*method(name), "ranks.scheduler=other")
+def test_equal_ranks_must_stay_so(name):
+    with pytest.raises(ConfigError, match=rf"ranks\.schedulers: ({name} needs equal|with {name} clients hold)"):
+        config_of(*method(name), "ranks.schedulers=[capability]")
+
+
+def test_ranks_may_move_together_where_they_must_be_equal():
+    config = config_of(*method("fedavg"), *needs("fedavg"), "ranks.schedulers=[sa_annealing]")
+    assert config.ranks.schedulers == ["sa_annealing"]
+
+
+@pytest.mark.parametrize("name", ["ffa", "fedsa", "flora_stack", "fedex"])
+def test_ranks_stay_where_clients_hold_factors_of_their_own(name):
+    with pytest.raises(ConfigError, match=rf"ranks\.schedulers: with {name} clients hold factors of their own"):
+        config_of(*method(name), *needs(name), VALIDATED, "ranks.schedulers=[fixed, sa_annealing]")
+
+
+REFUSED = [
+    (["ranks.schedulers=[fixed, fixed]"], "ranks.schedulers: a name is given twice"),
+    (["training.local_methods=[lora, lora]"], "training.local_methods: a name is given twice"),
+    (["ranks.schedulers=[hetlora_prune]"], "ranks.schedulers: hetlora_prune follows clients that prune"),
+    (["training.local_methods=[hetlora_prune]"], "training.local_methods: hetlora_prune lowers ranks that nobody"),
+    (
+        [*method("fedavg"), "training.local_methods=[hetlora_prune]", "ranks.schedulers=[hetlora_prune]"],
+        "ranks.schedulers: fedavg needs equal ranks, which hetlora_prune does not keep",
+    ),
+    (["training.local_methods=[ffa, alternating]"], "training.local_methods: ffa and alternating freeze factors both"),
+    (
+        [*method("ffa"), "training.local_methods=[alternating]"],
+        "training.local_methods: with ffa clients send factor b",
+    ),
+    (
+        ["ranks.schedulers=[energy]", "aggregation.clusters.enabled=true"],
+        "ranks.schedulers: energy follows one global adapter",
+    ),
+    (["ranks.options=[{name: curve, value: cosine}]"], "ranks.options: fixed: has no options"),
+    (
+        ["ranks.schedulers=[sa_annealing]", "ranks.options=[{name: curve, value: square}]"],
+        "ranks.options: curve of sa_annealing 'square': unknown name; expected one of cosine, cubic, linear",
+    ),
+    (
+        ["ranks.schedulers=[sa_annealing]", "ranks.options=[{name: floor_rank, value: two}]"],
+        "ranks.options: option floor_rank of sa_annealing: has no usable value",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "reason"), REFUSED)
+def test_ranks_and_local_methods_that_do_not_fit_are_refused(overrides, reason):
+    with pytest.raises(ConfigError) as caught:
+        config_of(*overrides)
+    assert reason in str(caught.value)
+
+
+def test_options_are_shared_by_the_methods_that_take_them():
+    config = config_of(
+        "ranks.schedulers=[sa_annealing, capability]",
+        "ranks.options=[{name: curve, value: cosine}, {name: floor_rank, value: 2}, {name: unknown_rank, value: 4}]",
+    )
+    assert [option.value for option in config.ranks.options] == ["cosine", "2", "4"]

@@ -15,6 +15,7 @@ from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.peft_files import encode_adapter
 from tasks.codecs.table import codec
 from tasks.plan_round import plan_round
+from tasks.rank_schedulers import NextRanks, RankDecision
 from tasks.rounds import keys
 from tasks.rounds.keys import GLOBAL, RoundKeys
 from tasks.rounds.records import RoundPlan, RoundRecord, UpdateManifest, decode, encode, sha256
@@ -117,6 +118,11 @@ class Staged:
         )
         planned = plan_round.fn(self.run, self.plan.round_index + 1, record, self.bench)
         return replace(self, initial=record, plan=planned.plan)
+
+    @property
+    def same_ranks(self) -> NextRanks:
+        """The decision that leaves every rank as it is."""
+        return NextRanks(RankDecision(self.initial.ranks, {}), {}, {})
 
     def look(self) -> Inbox:
         """What a fresh inbox finds."""

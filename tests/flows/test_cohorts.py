@@ -71,7 +71,7 @@ def collected(staged):
 def closed(staged, collection):
     (group,) = one_group(collection).groups
     candidate = aggregate_updates.fn(staged.run, staged.plan, group, staged.initial, staged.bench)
-    result = RoundResult((Judged(candidate, {}, 0),))
+    result = RoundResult(staged.same_ranks, (Judged(candidate, {}, 0),))
     return close_round.fn(staged.run, staged.plan, collection, staged.initial, staged.bench, result=result)
 
 
@@ -104,7 +104,7 @@ def test_a_cohort_that_is_not_full_is_degraded(staged):
 @pytest.mark.usefixtures("logged")
 def test_a_round_without_a_result_is_failed_and_keeps_the_adapter_before(staged):
     record = close_round.fn(
-        staged.run, staged.plan, collected(staged), staged.initial, staged.bench, result=RoundResult()
+        staged.run, staged.plan, collected(staged), staged.initial, staged.bench, result=RoundResult(staged.same_ranks)
     )
     assert (record.outcome, record.models) == ("failed", staged.initial.models)
     assert record.ranks == staged.initial.ranks
@@ -127,7 +127,9 @@ def test_a_round_that_is_closed_again_keeps_its_first_record(staged):
     staged.train(*invited(staged)[:2])
     collection = collected(staged)
     record = closed(staged, collection)
-    again = close_round.fn(staged.run, staged.plan, collection, staged.initial, staged.bench, result=RoundResult())
+    again = close_round.fn(
+        staged.run, staged.plan, collection, staged.initial, staged.bench, result=RoundResult(staged.same_ranks)
+    )
     assert again == record
 
 

@@ -160,9 +160,9 @@ def test_mlflow_holds_metrics_by_round_and_tables():
     assert run.data.params["aggregation.name"] == "rbla"
     assert run.info.status == "FINISHED"
     files = {f.path for f in client.list_artifacts(run.info.run_id)}
-    assert {"clients.json", "ledger.json", "config.json"} <= files
+    assert {"clients.json", "ledger.json", "rank-changes.json", "config.json"} <= files
     pictures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
-    drawn = {"quality-by-bytes", "partition", "prefix-ladder", "coverage-and-energy-global"}
+    drawn = {"quality-by-bytes", "partition", "ranks", "prefix-ladder", "coverage-and-energy-global"}
     assert pictures == {f"figures/{name}.png" for name in drawn}
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "ledger.json")).read_text(encoding="utf8"))
     position = table["columns"].index("bytes")

@@ -21,14 +21,14 @@ from infra.settings import read_settings
 from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.adapters.peft_files import read_adapter as read_folder
 from tasks.adapters.products import dense_product
-from tasks.local_work import PERSONAL, LocalWork
+from tasks.local_work import PERSONAL, Effort, LocalWork
 from tasks.rounds import keys
 from tasks.rounds.records import FusionReport, RunSpec
 from tests.flows.small import small_config
 from tests.flows.staged import CLIENTS, bench_of, stage_round
 
 VALIDATION = ("training.validation_frac=0.25", "model.lora.bias=none")
-ON = (*VALIDATION, "training.personal.enabled=true", "training.personal.budget=10")
+ON = (*VALIDATION, "training.local_methods=[fdlora]", "training.personal.budget=10")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,9 @@ def starts(monkeypatch):
 def train_rounds(bench, home, shares):
     for round_index, share in enumerate(shares, start=1):
         state = PrivateState(home, "run-1", "c01")
-        LocalWork(bench, bench.base, state, round_index, "c01", lambda: None).train_personal(share)
+        LocalWork(bench, bench.base, state, round_index, "c01", lambda: None).train_personal(
+            share, Effort(max(share.ranks.values()))
+        )
 
 
 @pytest.mark.parametrize(("every", "anew"), [(0, {1}), (1, {1, 2, 3, 4}), (2, {1, 2, 4}), (5, {1})])
@@ -240,7 +242,10 @@ def test_fuse_makes_anew_what_this_machine_lost(monkeypatch, capsys, finished):
     ("run_id", "message"),
     [
         ("small-none", "run 'small-none': is not in"),
-        ("small-plain", "run small-plain: trained no personal adapters; set training.personal.enabled in a new run"),
+        (
+            "small-plain",
+            "run small-plain: trained no personal adapters; add fdlora to training.local_methods in a new run",
+        ),
         ("small-away", "run small-away: left no personal adapter on this machine; fuse where the clients trained"),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_degraded_round_is_guarded_as_well(monkeypatch, tmp_path, honest, rule
 
     monkeypatch.setattr("tasks.close_round.open_tracker", lambda *_args, **_kwargs: Tracker())
     collection, candidate, moved = aggregated(staged)
-    result = RoundResult(judged=(Judged(candidate, {}, 1),))
+    result = RoundResult(staged.same_ranks, (Judged(candidate, {}, 1),))
     record = close_round.fn(staged.run, staged.plan, collection, staged.initial, staged.bench, result=result)
     assert record.outcome == "degraded"
     assert list(record.notes) == [HOSTILE]
@@ -167,8 +167,8 @@ def test_krum_below_its_cohort_refuses_rather_than_guess(tmp_path, honest):
 def test_a_run_under_attack_learns_and_names_the_client(monkeypatch):
     train = tasks.train_client.LocalWork.train
 
-    def attack(work, start):
-        trained = train(work, start)
+    def attack(work, start, effort):
+        trained = train(work, start, effort)
         return replace(trained, adapter=hostile(trained.adapter, start)) if work.client_id == HOSTILE else trained
 
     monkeypatch.setattr(tasks.train_client.LocalWork, "train", attack)

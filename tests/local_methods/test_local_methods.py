@@ -1,9 +1,15 @@
+"""What every row of the table promises, and what the base class leaves alone."""
+
 import pytest
 import torch
 from torch import nn
 
 from tasks.errors import UnknownNameError
+from tasks.local_methods.hooks import LocalMethod, Occasion
 from tasks.local_methods.table import LOCAL_METHODS, local_method
+from tasks.local_methods.together import Together
+
+OCCASION = Occasion(seed=0, round_index=1)
 
 
 @pytest.fixture
@@ -18,11 +24,13 @@ def model() -> nn.Module:
 
 def test_lora_leaves_loss_gradients_and_parameters_as_they_are(model):
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    method = local_method("lora")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    method = local_method("lora").method(OCCASION)
     method.start(model)
-    assert method.penalty(model) is None
-    method.after_backward(model, 1)
-    method.after_step(model, 1)
+    assert method.penalty(model, lambda: torch.zeros(())) is None
+    method.before_step(model, optimizer, 1)
+    method.after_step(model, optimizer, 1)
+    assert method.kept_ranks(model, {"a": 3}) == {"a": 3}
     assert torch.equal(model.weight.grad, torch.full((2, 3), 0.5))
     assert model.bias.grad is None
     assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
@@ -31,19 +39,28 @@ def test_lora_leaves_loss_gradients_and_parameters_as_they_are(model):
 
 @pytest.mark.parametrize("name", LOCAL_METHODS)
 def test_every_lookup_makes_a_method_of_its_own(name):
-    assert local_method(name) is not local_method(name)
-
-
-@pytest.mark.parametrize("name", LOCAL_METHODS)
-def test_every_method_has_all_hooks_and_a_penalty_that_can_be_added(name, model):
-    method = local_method(name)
-    method.start(model)
-    penalty = method.penalty(model)
-    assert penalty is None or penalty.ndim == 0
-    method.after_backward(model, 1)
-    method.after_step(model, 1)
+    row = local_method(name)
+    assert row.name == name
+    assert row.method(OCCASION) is not row.method(OCCASION)
 
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UnknownNameError, match="lora"):
         local_method("lorra")
+
+
+class Adds(LocalMethod):
+    """A penalty of one, and one slot less."""
+
+    def penalty(self, model, loss_again):
+        return loss_again() + 1.0
+
+    def kept_ranks(self, model, ranks):
+        return {path: rank - 1 for path, rank in ranks.items()}
+
+
+def test_methods_together_add_their_penalties_and_keep_what_all_keep(model):
+    both = Together(OCCASION, [Adds(OCCASION), LocalMethod(OCCASION), Adds(OCCASION)])
+    assert both.penalty(model, lambda: torch.tensor(2.0)) == 6.0
+    assert both.kept_ranks(model, {"a": 3}) == {"a": 1}
+    assert Together(OCCASION, []).penalty(model, lambda: torch.tensor(2.0)) is None

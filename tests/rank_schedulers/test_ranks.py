@@ -1,11 +1,12 @@
-"""Ranks: dealt, spread over modules, and scheduled by the table."""
+"""Ranks: dealt to clients, spread over modules, and looked up in the table."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import UnknownNameError
-from tasks.rank_schedulers import RANK_SCHEDULERS, RankSignals, initial_ranks, module_ranks, rank_scheduler
+from tasks.errors import ConfigError, UnknownNameError
+from tasks.rank_schedulers import RANK_SCHEDULERS, initial_ranks, module_ranks, rank_scheduler
+from tests.rank_schedulers.cases import signals_of
 
 CLIENTS = [f"c{i:02d}" for i in range(10)]
 
@@ -30,16 +31,31 @@ def test_module_ranks_stay_between_one_and_their_ceiling_and_rise_with_rank(max_
         assert all(ranks[m] <= higher[m] for m in ceilings)
 
 
-@pytest.mark.parametrize("name", RANK_SCHEDULERS)
-def test_every_scheduler_ranks_every_client_within_bounds_and_explains_changes(name):
-    before = initial_ranks(CLIENTS, 16, [0.5, 1.0])
-    decision = rank_scheduler(name)(RankSignals(round_index=1, num_rounds=5, ranks=before, max_rank=16))
-    assert set(decision.ranks) == set(CLIENTS)
-    assert all(1 <= rank <= 16 for rank in decision.ranks.values())
-    changed = {client for client in CLIENTS if decision.ranks[client] != before[client]}
-    assert changed == set(decision.reasons)
-
-
 def test_unknown_scheduler_is_named():
     with pytest.raises(UnknownNameError, match="rank scheduler 'fixd'"):
         rank_scheduler("fixd")
+
+
+@pytest.mark.parametrize("name", RANK_SCHEDULERS)
+def test_every_row_is_found_under_its_name_and_refuses_options_it_does_not_have(name):
+    row = rank_scheduler(name)
+    assert (row.name, bool(row.title)) == (name, True)
+    assert row.paper.startswith("https://") or not row.paper
+    with pytest.raises(ConfigError, match="colour"):
+        row.bounds(signals_of({"c0": 4}), {"colour": 1.0})
+
+
+def test_an_option_name_means_one_thing():
+    options = [option for row in RANK_SCHEDULERS.values() for option in row.options]
+    assert len({option.name for option in options}) == len(set(options))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(n, option) for n, row in RANK_SCHEDULERS.items() for option in row.options]
+)
+def test_defaults_are_within_their_bounds_and_values_outside_are_refused(name, option):
+    row, signals = rank_scheduler(name), signals_of({"c0": 4})
+    row.bounds(signals, {option.name: option.default})
+    outside = "no such choice" if option.kind == "choice" else option.most + 1
+    with pytest.raises(ConfigError, match=option.name):
+        row.bounds(signals, {option.name: outside})

@@ -15,6 +15,7 @@ from tasks.errors import (
     TrainingDivergedError,
     UnknownNameError,
 )
+from tasks.local_methods.hooks import Occasion
 from tasks.local_methods.lora import PlainLora
 from tasks.training.adaptation import LoraSpec, adapt, adapted_modules, extract_adapter
 from tasks.training.loop import TrainingSpec, train
@@ -34,7 +35,7 @@ def trained(base, spec=FAST, *, seed=0, lora=PLAIN, indices=None, examples=None)
     examples = examples or examples_of(base.spec.kind)
     model = adapted(base, lora)
     indices = np.arange(len(examples)) if indices is None else indices
-    result = train(model, examples, indices, spec, seed=seed, method=PlainLora())
+    result = train(model, examples, indices, spec, seed=seed, method=PlainLora(Occasion(0, 1)))
     adapter = extract_adapter(model)
     factors = [t.flatten() for pair in adapter.pairs.values() for t in (pair.a, pair.b)]
     return result, torch.cat([*factors, *(t.flatten() for t in adapter.dense.values())])
@@ -156,7 +157,7 @@ def test_clients_in_threads_get_what_they_would_alone(bases):
 
 def test_the_model_gets_its_mode_back_and_keeps_no_gradients(bases):
     model = adapted(bases["mlp"]).eval()
-    train(model, examples_of("mlp"), np.arange(8), FAST, seed=0, method=PlainLora())
+    train(model, examples_of("mlp"), np.arange(8), FAST, seed=0, method=PlainLora(Occasion(0, 1)))
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -179,7 +180,15 @@ def test_an_asked_stop_is_obeyed_at_the_next_step(bases):
 
     model = adapted(bases["mlp"])
     with pytest.raises(DeadlineExceededError, match="c00"):
-        train(model, examples_of("mlp"), np.arange(24), FAST, seed=0, method=PlainLora(), should_stop=should_stop)
+        train(
+            model,
+            examples_of("mlp"),
+            np.arange(24),
+            FAST,
+            seed=0,
+            method=PlainLora(Occasion(0, 1)),
+            should_stop=should_stop,
+        )
     assert len(asked) == 2
 
 
@@ -203,7 +212,7 @@ def test_no_examples_and_no_tokens_are_refused(bases):
 
 def test_a_model_without_trainable_tensors_is_refused(bases):
     with pytest.raises(ModelError, match="nothing to train"):
-        train(bases["mlp"].network, examples_of("mlp"), np.arange(8), FAST, seed=0, method=PlainLora())
+        train(bases["mlp"].network, examples_of("mlp"), np.arange(8), FAST, seed=0, method=PlainLora(Occasion(0, 1)))
 
 
 @pytest.mark.parametrize("change", [{"optimizer": "lion"}, {"precision": "fp8"}, {"device": "tpu"}])

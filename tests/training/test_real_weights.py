@@ -6,6 +6,7 @@ import pytest
 
 from tasks.data.examples import TokenExamples
 from tasks.evaluation.metrics import evaluate
+from tasks.local_methods.hooks import Occasion
 from tasks.local_methods.table import local_method
 from tasks.training.adaptation import LoraSpec, adapt, adapted_modules
 from tasks.training.loop import TrainingSpec, train
@@ -32,7 +33,7 @@ def test_a_pretrained_language_model_learns_a_new_story():
     model = adapt(base, lora, dict.fromkeys(adapted_modules(base, lora), 4), seed=0)
     before = evaluate(model, examples, batch_size=8)
     spec = TrainingSpec(max_steps=12, batch_size=8, learning_rate=1e-2, device="cpu")
-    train(model, examples, np.arange(len(rows)), spec, seed=0, method=local_method("lora"))
+    train(model, examples, np.arange(len(rows)), spec, seed=0, method=local_method("lora").method(Occasion(0, 1)))
     after = evaluate(model, examples, batch_size=8)
     assert after["loss"] < before["loss"] - 0.3
     assert after["token_accuracy"] > before["token_accuracy"]

@@ -1,0 +1,123 @@
+"""Annealing: the worked tables of the three curves, where they start, end and cross, and what snapping allows."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.rank_schedulers import Annealing, annealed_rank, rank_scheduler
+from tasks.rank_schedulers.sa_annealing import CURVES
+from tests.rank_schedulers.cases import ranks_under, signals_of
+
+TABLE = {
+    "cubic": [32, 24, 18, 14, 10, 8, 6, 5, 4, 4, 4],
+    "linear": [32, 29, 26, 24, 21, 18, 15, 12, 10, 7, 4],
+    "cosine": [32, 31, 29, 26, 22, 18, 14, 10, 7, 5, 4],
+}
+COST = {"cubic": 0.391, "linear": 0.606, "cosine": 0.606}
+CURVE = pytest.mark.parametrize("curve", CURVES)
+
+
+@st.composite
+def annealings(draw):
+    return Annealing(
+        curve=draw(st.sampled_from(sorted(CURVES))),
+        heating_rank=draw(st.integers(1, 64)),
+        floor_rank=draw(st.integers(1, 64)),
+        initiating_rounds=draw(st.integers(0, 30)),
+        cooling_rounds=draw(st.integers(0, 30)),
+        snap=draw(st.booleans()),
+    )
+
+
+def test_curves_give_the_worked_table():
+    found = {curve: [annealed_rank(Annealing(curve, 32, 4), t, 10) for t in range(11)] for curve in CURVES}
+    assert found == TABLE
+
+
+@CURVE
+def test_curves_cost_what_the_worked_sums_say(curve):
+    cost = sum(annealed_rank(Annealing(curve, 32, 4), t, 10) for t in range(10)) / (10 * 32)
+    assert round(cost, 3) == COST[curve]
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.data())
+def test_linear_and_cubic_ranks_are_the_formulas_rounded_half_up(floor, above, num_rounds, data):
+    t = data.draw(st.integers(0, num_rounds))
+    top = floor + above
+    linear = top + (floor - top) * Fraction(t, num_rounds)
+    cubic = floor + above * Fraction(num_rounds - t, num_rounds) ** 3
+    for curve, exact in (("linear", linear), ("cubic", cubic)):
+        assert annealed_rank(Annealing(curve, top, floor), t, num_rounds) == int(exact + Fraction(1, 2))
+
+
+@given(st.integers(1, 64), st.integers(0, 64), st.integers(1, 20))
+def test_linear_and_cosine_cross_half_way(floor, above, half):
+    middle = {annealed_rank(Annealing(curve, floor + above, floor), half, 2 * half) for curve in ("linear", "cosine")}
+    assert middle == {floor + (above + 1) // 2}
+
+
+@given(annealings(), st.integers(1, 50))
+def test_ranks_start_hot_never_rise_and_end_at_the_floor(annealing, num_rounds):
+    ranks = [annealed_rank(annealing, t, num_rounds) for t in range(num_rounds + 1)]
+    floor = min(annealing.floor_rank, annealing.heating_rank)
+    start, cooling = annealing.initiating_rounds, annealing.cooling_rounds
+    assert set(ranks[: start + 1]) == {annealing.heating_rank}
+    assert ranks == sorted(ranks, reverse=True)
+    assert min(ranks) >= floor
+    assert set(ranks[max(num_rounds - cooling, start + 1) :]) <= {floor}
+    if start < num_rounds:
+        assert ranks[-1] == floor
+
+
+@CURVE
+@given(st.integers(1, 64), st.integers(0, 50), st.integers(1, 50))
+def test_equal_ranks_at_both_ends_stay(curve, rank, rounds_done, num_rounds):
+    assert annealed_rank(Annealing(curve, rank, rank), rounds_done, num_rounds) == rank
+
+
+@CURVE
+@pytest.mark.parametrize(("initiating", "num_rounds"), [(0, 1), (5, 5), (9, 5)])
+def test_a_run_without_room_for_a_curve_keeps_the_heating_rank(curve, initiating, num_rounds):
+    annealing = Annealing(curve, 32, 4, initiating, cooling_rounds=1)
+    assert {annealed_rank(annealing, t, num_rounds) for t in range(num_rounds)} == {32}
+
+
+@given(annealings(), st.integers(0, 50), st.integers(1, 50))
+def test_snapped_ranks_are_the_next_halving_at_or_above_the_exact_one(annealing, rounds_done, num_rounds):
+    heating, floor = annealing.heating_rank, min(annealing.floor_rank, annealing.heating_rank)
+    allowed = {floor, *(heating // 2**k for k in range(7) if heating // 2**k >= floor)}
+    rank = annealed_rank(replace(annealing, snap=False), rounds_done, num_rounds)
+    snapped = annealed_rank(replace(annealing, snap=True), rounds_done, num_rounds)
+    assert snapped == min(r for r in allowed if r >= rank)
+
+
+def test_snapping_keeps_to_few_ranks():
+    snapped = [annealed_rank(Annealing("cubic", 32, 4, snap=True), t, 10) for t in range(11)]
+    assert snapped == [32, 32, 32, 16, 16, 8, 8, 8, 4, 4, 4]
+
+
+def test_scheduler_bounds_all_clients_by_the_rank_of_the_next_round():
+    row = rank_scheduler("sa_annealing")
+    values = {"curve": "linear", "cooling_rounds": 0}
+    ceilings = {"c0": 32, "c1": 20, "c2": 2}
+    ranks = ranks_under(row, signals_of(ceilings, rounds_done=3), values)
+    assert ranks == {"c0": 24, "c1": 20, "c2": 2}
+    bound = row.bounds(signals_of(ceilings, rounds_done=3), values)["c0"]
+    assert bound.reason == "linear curve from 32 to 4, 3 of 10 rounds trained"
+
+
+def test_heating_rank_is_the_runs_largest_unless_a_smaller_one_is_set():
+    row = rank_scheduler("sa_annealing")
+    signals = [signals_of({"c0": 32}, rounds_done=t) for t in range(10)]
+    ranks = {heating: [ranks_under(row, s, {"heating_rank": heating})["c0"] for s in signals] for heating in (0, 8, 64)}
+    assert [ranks[heating][0] for heating in (0, 8, 64)] == [32, 8, 32]
+    assert ranks[64] == ranks[0]
+
+
+def test_last_round_trains_at_the_floor_by_default():
+    row = rank_scheduler("sa_annealing")
+    ranks = [ranks_under(row, signals_of({"c0": 32}, rounds_done=t), {})["c0"] for t in range(10)]
+    assert (ranks[0], ranks[-1]) == (32, 4)
