@@ -12,6 +12,7 @@ from configs.sections import (
     EvaluationConfig,
     ExchangeConfig,
     ModelConfig,
+    PrivacyConfig,
     PublishingConfig,
     RanksConfig,
     TrainingConfig,
@@ -37,6 +38,7 @@ class ExperimentConfig(FormModel):
     training: TrainingConfig = Field(default=TrainingConfig(), title="Training")
     exchange: ExchangeConfig = Field(default=ExchangeConfig(), title="Exchange")
     aggregation: AggregationConfig = Field(default=AggregationConfig(), title="Aggregation")
+    privacy: PrivacyConfig = Field(default=PrivacyConfig(), title="Privacy")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), title="Evaluation")
     publishing: PublishingConfig = Field(default=PublishingConfig(), title="Publishing")
     resume_run: str = Field(

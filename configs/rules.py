@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FIXED = "fixed"
 PRUNE_SCHEDULER = "hetlora_prune"
+PRIVATE_MEANS = ("fedavg", "zero_pad", "ffa")
 
 _OWN_NETWORKS = {"mlp", "cnn"}
 _IMAGE_KINDS = {*_OWN_NETWORKS, "image_classification"}
@@ -201,6 +202,29 @@ def _personal_adapter_fits(config: ExperimentConfig) -> str:
     return ""
 
 
+def _privacy_fits(config: ExperimentConfig) -> str:
+    """Refuse what the noise would not cover."""
+    if config.privacy.mode == "none":
+        return ""
+    aggregation, cohort = config.aggregation, config.cohort
+    uncovered = {
+        f"aggregation.name: the noise is made for the means of {', '.join(PRIVATE_MEANS)}; use one of them": (
+            aggregation.name not in PRIVATE_MEANS
+        ),
+        "aggregation.weighting: weights move the sum by more than the clip; use uniform": (
+            aggregation.weighting != "uniform"
+        ),
+        "aggregation.robust: a robust rule looks at single updates; leave it out": aggregation.robust != NO_RULE,
+        "aggregation.clusters: clusters compare single updates; turn them off": aggregation.clusters.enabled,
+        "cohort.overshoot: who takes part is drawn once and for all; set it to 0": cohort.overshoot > 0,
+        f"ranks.schedulers: {PRUNE_SCHEDULER} follows what clients learnt; leave it out": (
+            PRUNE_SCHEDULER in config.ranks.schedulers
+        ),
+        "evaluation.diagnostics: they show figures of single updates; turn them off": config.evaluation.diagnostics,
+    }
+    return next((reason for reason, applies in uncovered.items() if applies), "")
+
+
 def _weighting_has_quality(config: ExperimentConfig) -> str:
     if config.aggregation.weighting == "ranked" and config.training.validation_frac == 0:
         return (
@@ -255,6 +279,7 @@ _RULES: tuple[Callable[[ExperimentConfig], str], ...] = (
     _robust_rule_has_clients,
     _clusters_fit_clients,
     _personal_adapter_fits,
+    _privacy_fits,
     _weighting_has_quality,
     _source_fits_model,
     _model_has_location,

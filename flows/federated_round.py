@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from configs.privacy_desk import PrivacyDesk
 from configs.workbench import Workbench
 from flows.dispatch import dispatch_clients
 from flows.run_page import show_diagnostics
@@ -53,7 +54,8 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
     grouping = group_updates(plan, collection, previous, run.store_url, bench) if clustered else one_group(collection)
     judged = tuple(_judge(run, plan, group, previous, bench) for group in grouping.groups)
     ranks = reschedule_ranks(plan, collection, judged, previous, run.store_url, bench)
-    result = RoundResult(ranks, judged, grouping.labels, overall(judged))
+    figures = overall(judged) | PrivacyDesk(bench).figures(previous.rounds_done + 1)
+    result = RoundResult(ranks, judged, grouping.labels, figures)
     record = close_round(run, plan, collection, previous, bench, result=result)
     show_diagnostics(record, judged, config.metric)
     return record

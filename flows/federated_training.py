@@ -7,6 +7,7 @@ from prefect.runtime import flow_run
 
 from configs.experiment import ExperimentConfig
 from configs.loading import parse_config
+from configs.privacy_desk import PrivacyDesk
 from configs.workbench import Workbench
 from flows.federated_round import federated_round
 from flows.fusing import fuse_here
@@ -39,6 +40,7 @@ def federated_training(config: ExperimentConfig) -> RunSummary:
     config = _frozen_config(config, settings)
     run = _handle(config, settings)
     bench = Workbench(config).load()
+    PrivacyDesk(bench).check()
     name_this_flow_run(run.run_id, {"rankweave", run.run_id})
     try:
         with one_heartbeat(), limited_threads(config.training.cpu_threads):
@@ -58,7 +60,8 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
     tell(Progress(run.run_id, record.round_index, config.rounds, "start", rounds_done=done, metrics=record.metrics))
     page = RunPage(run, config.rounds, config.metric)
     num_failed = 0
-    while done < config.rounds and not _target_reached(record, config):
+    privacy = PrivacyDesk(bench)
+    while done < config.rounds and not _target_reached(record, config) and privacy.allows(done + 1):
         with tags("rankweave", run.run_id):
             record = federated_round(run, record.round_index + 1, record, bench)
         done += record.outcome in TRAINED
@@ -68,7 +71,7 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
             raise _quorum_lost(run, record, config)
     if config.training.keeps_personal and config.dispatch.mode == "inline":
         fuse_here(run.store_url, run.run_id, bench, bench.clients)
-    outcome = "committed" if done >= config.rounds else "target_reached"
+    outcome = _outcome(record, config)
     summary = finish_run(run, bench, outcome=outcome)
     page.show_result(summary, read_records(store, run.run_id))
     return summary
@@ -86,6 +89,12 @@ def _handle(config: ExperimentConfig, settings: Settings) -> RunHandle:
     # The flow run's own id: the same flow run started again after a crash finds the same federated run.
     run_id = config.resume_run or f"{config.name}-{str(flow_run.id)[:8]}"
     return RunHandle(run_id, settings.store_url, settings.mlflow_uri, experiment=config.name)
+
+
+def _outcome(record: RoundRecord, config: ExperimentConfig) -> str:
+    if record.rounds_done >= config.rounds:
+        return "committed"
+    return "target_reached" if _target_reached(record, config) else "privacy_budget"
 
 
 def _target_reached(record: RoundRecord, config: ExperimentConfig) -> bool:

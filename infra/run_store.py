@@ -116,6 +116,24 @@ def write_adapter(
     return GlobalModel(sha256=sha256(files[WEIGHTS]), round_index=round_keys.round_index, folder=model, merges=merges)
 
 
+def find_adapter(
+    store: ObjectStore, round_keys: RoundKeys, *, model: str = GLOBAL, merges: tuple[Merge, ...] = ()
+) -> GlobalModel | None:
+    """Find a global adapter that an earlier try of the round wrote; None when there is none.
+
+    Args:
+        store: Where.
+        round_keys: The round.
+        model: Its name in the round.
+        merges: The rounds whose merges are part of it.
+    """
+    try:
+        weights = store.get(round_keys.adapter(WEIGHTS, model))
+    except ObjectNotFoundError:
+        return None
+    return GlobalModel(sha256=sha256(weights), round_index=round_keys.round_index, folder=model, merges=merges)
+
+
 def read_adapter_files(store: ObjectStore, run_id: str, model: GlobalModel) -> dict[str, bytes]:
     """Read the PEFT folder of a global adapter.
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from prefect import task
 
+from configs.privacy_desk import PrivacyDesk
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, commit, open_store
-from infra.run_store import read_adapter, read_update, write_adapter, write_json
+from infra.run_store import find_adapter, read_adapter, read_update, write_adapter, write_json
 from tasks.adapters.lora import LoraAdapter, prefix
 from tasks.aggregators.fold import Fold
 from tasks.aggregators.robust.screen import ScreenedFold
@@ -57,7 +58,8 @@ def aggregate_updates(
     )
     # Where clients keep a factor at home nobody but they could say what their products are.
     is_measured = bench.config.evaluation.diagnostics and bench.aggregator.sends != "a"
-    fold, observed = bench.fold(), Observed()
+    privacy = PrivacyDesk(bench)
+    fold, observed = privacy.fold(before) if privacy.is_on else bench.fold(), Observed()
     for position, (acceptance, weight) in enumerate(zip(group.accepted, weights, strict=True)):
         update = _read_update(store, plan, acceptance, bench)
         fold.add(position, update, weight)
@@ -69,7 +71,9 @@ def aggregate_updates(
     merges = _with_merge(store, plan, group, parent, addition)
     round_keys = RoundKeys(plan.run_id, plan.round_index)
     config = bench.peft_config(adapter)
-    written = write_adapter(store, round_keys, adapter, config, model=group.model, merges=merges)
+    # The same sum under noise drawn a second time would tell more than both tries are accounted for.
+    released = find_adapter(store, round_keys, model=group.model, merges=merges) if privacy.is_on else None
+    written = released or write_adapter(store, round_keys, adapter, config, model=group.model, merges=merges)
     seconds = time.perf_counter() - started
     made = adapter if addition is None else _this_round(adapter, addition, bench, ranks)
     figures = _measure(store, round_keys, group, observed, made, bench) if is_measured else {}

@@ -1,19 +1,23 @@
 """Verb: decide who trains what in a round, and lay out the shares to download."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from prefect import task
 
+from configs.privacy_desk import PrivacyDesk
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, commit, open_store
 from infra.run_store import commit_record, find_record, read_adapter, write_adapter
+from infra.server_secret import server_secret
+from infra.settings import read_settings
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.thin import thin
 from tasks.aggregators.shares import recut
 from tasks.codecs.table import codec
+from tasks.cohorts.poisson import poisson_cohort
 from tasks.cohorts.sampling import sample_cohort
 from tasks.errors import IntegrityError
 from tasks.rounds import keys
@@ -60,13 +64,7 @@ def plan_round(run: RunHandle, round_index: int, previous: RoundRecord, bench: W
 
 def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, bench: Workbench) -> RoundPlan:
     config = bench.config
-    cohort = sample_cohort(
-        bench.clients,
-        cohort_size=config.cohort.cohort_size,
-        overshoot=config.cohort.overshoot,
-        round_index=round_keys.round_index,
-        seed=config.seed,
-    )
+    cohort = _cohort(round_keys, bench)
     invitations = tuple(
         Invitation(
             client_id=client,
@@ -92,11 +90,32 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
         merges={name: model.merges for name, model in previous.models.items() if model.merges},
         uplink_codec=config.exchange.uplink_codec,
         downlink_codec=config.exchange.downlink_codec,
-        cohort_size=min(config.cohort.cohort_size or len(invitations), len(invitations)),
+        cohort_size=_wanted(bench, len(invitations)),
         quorum=config.cohort.quorum,
         deadline_s=config.cohort.deadline_s,
         quality_metric=bench.quality_metric,
     )
+
+
+def _cohort(round_keys: RoundKeys, bench: Workbench) -> Sequence[str]:
+    config, privacy = bench.config, PrivacyDesk(bench)
+    if privacy.is_on:
+        secret = server_secret(read_settings().home, round_keys.run_id)
+        return poisson_cohort(bench.clients, rate=privacy.rate, round_index=round_keys.round_index, seed=secret)
+    return sample_cohort(
+        bench.clients,
+        cohort_size=config.cohort.cohort_size,
+        overshoot=config.cohort.overshoot,
+        round_index=round_keys.round_index,
+        seed=config.seed,
+    )
+
+
+def _wanted(bench: Workbench, invited: int) -> int:
+    """Return how many updates end a round; one that hides its clients waits for all that were drawn."""
+    if PrivacyDesk(bench).is_on:
+        return max(1, invited)
+    return min(bench.config.cohort.cohort_size or invited, invited)
 
 
 @dataclass(frozen=True)

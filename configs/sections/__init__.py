@@ -5,6 +5,7 @@ from configs.sections.data import DataConfig
 from configs.sections.evaluation import EvaluationConfig, PublishingConfig
 from configs.sections.federation import CohortConfig, DispatchConfig, ExchangeConfig, RanksConfig
 from configs.sections.model import ModelConfig
+from configs.sections.privacy import PrivacyConfig
 from configs.sections.training import TrainingConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ExchangeConfig",
     "MethodOption",
     "ModelConfig",
+    "PrivacyConfig",
     "PublishingConfig",
     "RanksConfig",
     "TrainingConfig",

@@ -29,7 +29,8 @@ class RunSummary(Record, frozen=True, kw_only=True):
 
     Args:
         run_id: The run.
-        outcome: "committed" when it did what was promised; "target_reached" when it stopped early because it was good.
+        outcome: "committed" when it did what was promised; "target_reached" when it stopped early because it was good;
+            "privacy_budget" when another round would have spent more than it may.
         rounds: Trained rounds that were committed or degraded.
         metrics: Evaluation of the last global adapter.
         uplink_bytes: From clients [bytes].

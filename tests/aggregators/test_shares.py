@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
-from tasks.adapters.products import dense_product, truncate
-from tasks.aggregators.shares import fresh_share, living_prefix
+from tasks.adapters.products import adapter_distance, dense_product, truncate
+from tasks.aggregators.shares import fresh_share, living_prefix, recut
 from tasks.errors import AdapterShapeError
 from tests.aggregators.cases import client, same_bits
 from tests.strategies import normal
@@ -76,3 +76,35 @@ def test_inputs_are_untouched():
     living_prefix(whole, {"m": 6})
     fresh_share(whole, {"m": 6})
     assert torch.equal(whole.pairs["m"].a, a)
+
+
+@settings(derandomize=True, max_examples=40)
+@given(rank=st.integers(1, 6), wanted=st.integers(1, 9), gauge=st.sampled_from([1.0, 100.0]))
+def test_recut_is_the_best_cut_whatever_the_gauge_and_its_prefixes_are_as_well(rank: int, wanted: int, gauge: float):
+    pair = LoraPair(normal((rank, 9), 1) * gauge, normal((7, rank), 2) / gauge, 2.0)
+    cut = recut(LoraAdapter({"m": pair}, {"head": normal((3,), 4)}), {"m": wanted})
+    best = torch.linalg.svd(dense_product(pair), full_matrices=False)
+    for kept in range(1, wanted + 1):
+        short = prefix(cut, {"m": kept}).pairs["m"]
+        expected = (best.U[:, :kept] * best.S[:kept]) @ best.Vh[:kept]
+        torch.testing.assert_close(dense_product(short), expected, rtol=1e-4, atol=1e-4)
+    assert cut.ranks == {"m": wanted}
+    assert torch.equal(cut.dense["head"], normal((3,), 4))
+    living = cut.pairs["m"].a.ne(0).any(dim=1) | cut.pairs["m"].b.ne(0).any(dim=0)
+    assert bool(living.all())
+
+
+def test_recut_twice_is_recut_once():
+    whole = LoraAdapter({"m": LoraPair(normal((8, 9), 1), normal((7, 8), 2), 0.5)})
+    twice = recut(recut(whole, {"m": 4}), {"m": 2})
+    assert adapter_distance(twice, recut(whole, {"m": 2})) < 1e-5
+
+
+def test_recut_of_an_adapter_that_learnt_nothing_keeps_its_first_slots():
+    start = LoraAdapter({"m": LoraPair(normal((4, 9), 1), torch.zeros(7, 4))})
+    assert same_bits(recut(start, {"m": 2}), prefix(start, {"m": 2}))
+
+
+def test_recut_refuses_what_the_adapter_does_not_have():
+    with pytest.raises(AdapterShapeError, match="module other"):
+        recut(LoraAdapter({"m": LoraPair(normal((4, 9), 1), torch.zeros(7, 4))}), {"other": 2})
