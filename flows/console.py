@@ -129,7 +129,10 @@ def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event, 
             nonlocal done
             if event.stage == "start":
                 done = event.rounds_done
-                _catch_signals(asked)  # again, because Prefect has put its own handler in place for the run
+            if threading.current_thread() is threading.main_thread():
+                _catch_signals(
+                    asked
+                )  # again: Prefect puts its own handler in place for the run and each round
             seen.append(event.run_id)
             if asked.is_set():
                 raise _cancelled(event.run_id)

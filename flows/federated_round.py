@@ -7,6 +7,7 @@ from configs.workbench import Workbench
 from flows.dispatch import dispatch_clients
 from flows.run_page import show_diagnostics
 from infra.engine import untagged_tasks
+from infra.progress import Progress, tell
 from tasks.aggregate_updates import aggregate_updates
 from tasks.close_round import RoundResult, close_round
 from tasks.collect_updates import Patience, collect_updates
@@ -39,6 +40,7 @@ def federated_round(run: RunHandle, round_index: int, previous: RoundRecord, ben
 
 def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workbench) -> RoundRecord:
     config = bench.config
+    tell(Progress(run.run_id, round_index, config.rounds, "plan"))
     planned = plan_round(run, round_index, previous, bench)
     plan = planned.plan
     dispatched = dispatch_clients(run, plan, planned.tickets, bench)

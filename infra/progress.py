@@ -17,7 +17,8 @@ class Progress:
         run_id: In which run.
         round_index: In which round.
         num_rounds: Of how many.
-        stage: "start" of a run, "client" when one has answered, "round" when a round is closed.
+        stage: "start" of a run, "plan" when a round begins, "client" when one has answered, "round" when a round is
+            closed.
         rounds_done: At the start, rounds that an earlier part of the run has trained.
         clients_done: Clients that have answered in this round.
         clients: Clients invited.

@@ -1,7 +1,10 @@
 """The run as a Prefect flow: what it commits, what it adopts, how it ends without quorum."""
 
 import json
+import os
+import signal
 from pathlib import Path
+from threading import Event
 
 import mlflow
 import numpy as np
@@ -12,12 +15,13 @@ from peft import PeftModel
 import flows.client_update
 import flows.federated_round
 from configs.workbench import Workbench
+from flows.console import _progress_bar
 from flows.federated_training import federated_training
 from infra.model_registry import open_registry
 from infra.object_store import open_store
 from infra.run_store import list_run_ids, read_records
 from infra.settings import read_settings
-from tasks.errors import DataError, QuorumError
+from tasks.errors import DataError, QuorumError, RunCancelledError
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import encode, sha256
 from tests.flows.small import small_config
@@ -167,3 +171,22 @@ def test_mlflow_holds_metrics_by_round_and_tables():
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "ledger.json")).read_text(encoding="utf8"))
     position = table["columns"].index("bytes")
     assert sum(row[position] for row in table["data"]) == summary.uplink_bytes + summary.downlink_bytes
+
+
+def test_a_termination_inside_a_round_is_a_wish_that_the_next_step_sees(monkeypatch):
+    """Prefect's own handler would raise wherever the program happens to be, where a library may swallow it."""
+    evaluate = flows.federated_round.evaluate_adapter
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr("flows.federated_round.evaluate_adapter", interrupted)
+    config, seen, before = small_config(), [], signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RunCancelledError, match="was cancelled"), _progress_bar("", config, Event(), seen):
+            federated_training(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert read_records(open_store(read_settings().store_url), seen[-1])[-1].outcome == "committed"
