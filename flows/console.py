@@ -130,9 +130,7 @@ def _progress_bar(label: str, config: ExperimentConfig, asked: threading.Event, 
             if event.stage == "start":
                 done = event.rounds_done
             if threading.current_thread() is threading.main_thread():
-                _catch_signals(
-                    asked
-                )  # again: Prefect puts its own handler in place for the run and each round
+                _catch_signals(asked)  # again: Prefect puts its own handler in place for the run and each round
             seen.append(event.run_id)
             if asked.is_set():
                 raise _cancelled(event.run_id)
