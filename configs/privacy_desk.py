@@ -36,18 +36,27 @@ class PrivacyDesk:
         wanted, everyone = self.bench.config.cohort.cohort_size, len(self.bench.clients)
         return min(1.0, wanted / everyone) if wanted else 1.0
 
+    @property
+    def grace_s(self) -> float:
+        """How long a round waits once quorum is there; one that hides its clients waits to its deadline [s]."""
+        cohort = self.bench.config.cohort
+        return cohort.deadline_s if self.is_on else cohort.grace_s
+
     def check(self) -> None:
-        """Refuse a budget that the first round would break.
+        """Refuse a budget that the first round would break, or that cannot be told, before anything is trained.
 
         Raises:
             ConfigError: It would, or Opacus is not installed.
         """
-        if self.is_on and not self.allows(1):
+        if not self.is_on:
+            return
+        first = self.spent(1)
+        if not self.allows(1):
             raise ConfigError(
                 "privacy.target_epsilon",
                 "one round alone would spend more",
                 got=self.bench.config.privacy.target_epsilon,
-                expected=f"at least {self.spent(1):.3g}",
+                expected=f"at least {first:.3g}",
                 remedy="raise privacy.noise_multiplier, or lower cohort.cohort_size",
             )
 

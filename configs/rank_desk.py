@@ -30,10 +30,9 @@ class RankDesk:
         """Whether a scheduler of the run looks at singular values, which cost an SVD."""
         return any(RANK_SCHEDULERS[name].reads_spectra for name in self.bench.config.ranks.schedulers)
 
-    def initial_ranks(self) -> dict[str, int]:
-        """Return every client's rank in the first round, when nothing is known of anybody."""
-        ranks = self.bench.initial_ranks()
-        return dict(self.decide(self._signals(0, 0, ranks)).ranks)
+    def first_ranks(self) -> RankDecision:
+        """Decide the ranks of the first round, when nothing is known of anybody; what differs from the config's own."""
+        return self.decide(self._signals(0, 0, self.bench.initial_ranks()))
 
     def next_ranks(
         self,
@@ -86,13 +85,18 @@ class RankDesk:
             ranks=ranks,
             ceilings=bench.initial_ranks(),
             max_rank=config.ranks.max_rank,
-            cohort_size=min(config.cohort.cohort_size or len(bench.clients), len(bench.clients)),
+            cohort_size=self._invited,
             costs=self._costs(overhead_bytes),
             capabilities=record.capabilities if record else {},
             limits=record.limits if record else {},
             spectra=spectra or {},
             spent_bytes=totals.get("uplink_bytes", 0) + totals.get("downlink_bytes", 0),
         )
+
+    @property
+    def _invited(self) -> int:
+        cohort, everyone = self.bench.config.cohort, len(self.bench.clients)
+        return min(cohort.cohort_size + cohort.overshoot, everyone) if cohort.cohort_size else everyone
 
     def _costs(self, overhead_bytes: float) -> RankCosts:
         config = self.bench.config

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FIXED = "fixed"
 PRUNE_SCHEDULER = "hetlora_prune"
+PRIVATE_SCHEDULERS = ("fixed", "sa_annealing", "energy")
 PRIVATE_MEANS = ("fedavg", "zero_pad", "ffa")
 
 _OWN_NETWORKS = {"mlp", "cnn"}
@@ -217,8 +218,9 @@ def _privacy_fits(config: ExperimentConfig) -> str:
         "aggregation.robust: a robust rule looks at single updates; leave it out": aggregation.robust != NO_RULE,
         "aggregation.clusters: clusters compare single updates; turn them off": aggregation.clusters.enabled,
         "cohort.overshoot: who takes part is drawn once and for all; set it to 0": cohort.overshoot > 0,
-        f"ranks.schedulers: {PRUNE_SCHEDULER} follows what clients learnt; leave it out": (
-            PRUNE_SCHEDULER in config.ranks.schedulers
+        "cohort.quorum: a round must not tell by failing that few were drawn; leave it at 1": cohort.quorum > 1,
+        f"ranks.schedulers: ranks must not tell who took part; use {' or '.join(PRIVATE_SCHEDULERS)}": (
+            not set(config.ranks.schedulers) <= set(PRIVATE_SCHEDULERS)
         ),
         "evaluation.diagnostics: they show figures of single updates; turn them off": config.evaluation.diagnostics,
     }

@@ -283,9 +283,12 @@ class Workbench:
 
     @property
     def may_lower_ranks(self) -> bool:
-        """Whether a client may come back with less than it was sent: the method takes any rank, and sends all of it."""
-        row = self.aggregator
-        return row.mixed_ranks and row.downlink == "slice" and row.sends == "both"
+        """Whether a client may come back with less than it was sent: the method takes any rank, and sends all of it.
+
+        Not in runs that hide their clients: the size of the global adapter would tell of them.
+        """
+        row, hides = self.aggregator, self.config.privacy.mode != "none"
+        return row.mixed_ranks and row.downlink == "slice" and row.sends == "both" and not hides
 
     @property
     def moves_ranks(self) -> bool:

@@ -44,7 +44,7 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
     planned = plan_round(run, round_index, previous, bench)
     plan = planned.plan
     dispatched = dispatch_clients(run, plan, planned.tickets, bench)
-    patience = Patience(config.cohort.deadline_s, config.cohort.grace_s)
+    patience = Patience(config.cohort.deadline_s, PrivacyDesk(bench).grace_s)
     try:
         collection = collect_updates(plan, run.store_url, dispatched, patience, bench=bench)
     finally:

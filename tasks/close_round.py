@@ -12,7 +12,7 @@ from infra.object_store import open_store
 from infra.progress import Progress, tell
 from infra.run_store import commit_record, read_json
 from infra.tracking import open_tracker
-from tasks.rank_schedulers import NextRanks, RankDecision
+from tasks.rank_schedulers import NextRanks
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.ledger import adapter_parameters, round_totals, saved_fraction
@@ -20,10 +20,10 @@ from tasks.rounds.records import (
     Collection,
     GlobalModel,
     Outcome,
-    RankChange,
     RoundPlan,
     RoundRecord,
     encode,
+    rank_changes,
     sha256,
 )
 from tasks.rounds.steps import Judged, with_version
@@ -71,6 +71,7 @@ def close_round(  # the record is where everything about a round comes together
         The record under the key.
     """
     committed, decision = bool(result.judged), result.ranks.decision
+    changes = rank_changes(previous.ranks, decision.ranks, decision.reasons)
     record = RoundRecord(
         run_id=run.run_id,
         round_index=plan.round_index,
@@ -85,7 +86,7 @@ def close_round(  # the record is where everything about a round comes together
         notes={client: note for one in result.judged for client, note in one.candidate.notes.items()},
         ranks=dict(decision.ranks),
         rounds_done=previous.rounds_done + committed,
-        rank_changes=(*(() if committed else previous.rank_changes), *_rank_changes(previous.ranks, decision)),
+        rank_changes=(*(() if committed else previous.rank_changes), *changes),
         capabilities=dict(result.ranks.capabilities),
         limits=dict(result.ranks.limits),
         metrics=dict(result.metrics),
@@ -118,13 +119,6 @@ def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Out
     if not committed:
         return "failed"
     return "committed" if len(collection.accepted) >= plan.cohort_size else "degraded"
-
-
-def _rank_changes(before: Mapping[str, int], decision: RankDecision) -> tuple[RankChange, ...]:
-    return tuple(
-        RankChange(client_id=client, old=before[client], new=decision.ranks[client], reason=reason)
-        for client, reason in sorted(decision.reasons.items())
-    )
 
 
 def _totals(plan: RoundPlan, collection: Collection, previous: RoundRecord, bench: Workbench) -> dict[str, int]:

@@ -52,7 +52,10 @@ def evaluate_adapter(plan: RoundPlan, candidate: Candidate, store_url: str, benc
     # Where the base changes, a client's slots alone are no model: the cut is taken of the whole product.
     cut = bench.aggregator.share if bench.aggregator.downlink == "slice" else resize
     for rank in sorted({i.rank for i in plan.invitations if i.rank < bench.config.ranks.max_rank}):
-        at_rank = _scores(cut(adapter, bench.module_ranks(rank)), bench, chosen)
+        ranks = bench.module_ranks(rank)
+        if any(slots > adapter.ranks[path] for path, slots in ranks.items()):  # clients of another cluster
+            continue
+        at_rank = _scores(cut(adapter, ranks), bench, chosen)
         if metric in at_rank:
             scores[f"{metric}_at_rank_{rank:03d}"] = at_rank[metric]
     return scores

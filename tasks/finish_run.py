@@ -125,15 +125,9 @@ def _log_fusions(tracker: RunTracker, store: ObjectStore, last: RoundRecord, ben
 
 
 def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
-    clients, ledger, changes = [], [], []
+    clients, ledger = [], []
     for record in records[1:]:
         collection = record.collection
-        # A failed round repeats the changes of the one before.
-        known = records[record.round_index - 1].rank_changes if record.outcome == "failed" else ()
-        changes += [
-            {"after_round": record.round_index, "client": c.client_id, "old": c.old, "new": c.new, "reason": c.reason}
-            for c in record.rank_changes[len(known) :]
-        ]
         clients += [
             {
                 "round": record.round_index,
@@ -169,4 +163,16 @@ def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
         ]
     tracker.log_table("clients.json", clients)
     tracker.log_table("ledger.json", ledger)
-    tracker.log_table("rank-changes.json", changes)
+    tracker.log_table("rank-changes.json", _rank_changes(records))
+
+
+def _rank_changes(records: list[RoundRecord]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for record in records:
+        # A failed round repeats the changes of the one before.
+        known = records[record.round_index - 1].rank_changes if record.outcome == "failed" else ()
+        rows += [
+            {"after_round": record.round_index, "client": c.client_id, "old": c.old, "new": c.new, "reason": c.reason}
+            for c in record.rank_changes[len(known) :]
+        ]
+    return rows

@@ -14,6 +14,7 @@ from infra.settings import read_settings
 from tasks.adapters.fusion import fuse, search_fusion
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.peft_files import folder_files
+from tasks.adapters.resize import resize
 from tasks.errors import RunNotFoundError
 from tasks.evaluation.metrics import evaluate
 from tasks.local_work import PERSONAL
@@ -53,7 +54,9 @@ def fuse_adapters(store_url: str, run_id: str, *, client_id: str, bench: Workben
         )
     last, personal = records[-1], kept[1]
     whole = read_adapter(store, run_id, last.models[last.model_of(client_id)])
-    shared = bench.aggregator.share(whole, personal.ranks)
+    # The client may have trained last at a higher rank than the global adapter was cut to since.
+    roomy = resize(whole, {path: max(rank, whole.ranks[path]) for path, rank in personal.ranks.items()})
+    shared = bench.aggregator.share(roomy, personal.ranks)
     config = bench.config.training.personal
     found = search_fusion(
         personal, shared, lambda adapter: _loss(adapter, client_id, bench), form=config.fusion, budget=config.budget

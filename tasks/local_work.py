@@ -8,6 +8,7 @@ from configs.workbench import Workbench
 from infra.private_state import PrivateState
 from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
 from tasks.adapters.resize import resize
+from tasks.aggregators.shares import living_prefix
 from tasks.errors import ClientMemoryError, RankweaveError
 from tasks.evaluation.metrics import evaluate
 from tasks.local_methods.hooks import Occasion
@@ -74,6 +75,7 @@ class LocalWork:
         round_index: The round.
         client_id: Who it is.
         should_stop: Asked at every step; an error it returns ends the training.
+        rounds_done: Rounds before this one that made a new global adapter.
     """
 
     bench: Workbench
@@ -82,6 +84,7 @@ class LocalWork:
     round_index: int
     client_id: str
     should_stop: ShouldStop
+    rounds_done: int = 0
 
     def train_within_memory(self, start_at: Callable[[int], LoraAdapter], invited: Effort) -> Trained:
         """Train, and where memory does not hold that, once more at half the rank, and once more at half the batch.
@@ -104,12 +107,15 @@ class LocalWork:
             # Not in the handler: as long as it runs, the failed training's tensors are held by the traceback.
             failure.__traceback__ = None
             release_memory(resolve_device(self.bench.device))
-        raise ClientMemoryError(
+        raise self._too_little_memory(invited) from failure
+
+    def _too_little_memory(self, effort: Effort) -> ClientMemoryError:
+        return ClientMemoryError(
             f"client {self.client_id}, round {self.round_index}",
-            "memory does not hold the training, at half the rank and half the batch neither",
-            got=f"rank {invited.rank}, batch {invited.batch_size or self.bench.config.training.batch_size}",
+            "memory does not hold the training, nor what it fell back to",
+            got=f"rank {effort.rank}, batch {effort.batch_size or self.bench.config.training.batch_size}",
             remedy="lower training.batch_size or model.max_length, or adapt fewer modules; ranks matter little here",
-        ) from failure
+        )
 
     def _efforts(self, invited: Effort) -> Iterator[Effort]:
         yield invited
@@ -150,8 +156,13 @@ class LocalWork:
         every = self.bench.config.training.personal.refresh_every
         kept = self.private.latest(PERSONAL, self.round_index)
         is_due = every > 0 and self.round_index % every == 0
-        start = share if kept is None or is_due else resize(kept[1], share.ranks)
-        trained = self._train(start, "personal", effort)
+        start = share if kept is None or is_due else living_prefix(resize(kept[1], share.ranks), share.ranks)
+        try:
+            trained = self._train(start, "personal", effort)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise self._too_little_memory(effort) from error
+            raise
         self.private.save(PERSONAL, self.round_index, trained.adapter)
         return {f"personal_{name}": value for name, value in trained.metrics.items()}
 
@@ -163,7 +174,7 @@ class LocalWork:
         if bench.aggregator.sends == "b":
             train_only(model, "b")  # what is not sent must not move, or the server would weave something else
         training, validation = bench.client_indices(self.client_id)
-        method = bench.local_method(Occasion(derive_seed(seed, "method"), self.round_index))
+        method = bench.local_method(Occasion(derive_seed(seed, "method"), self.rounds_done + 1))
         with measured_peak(resolve_device(bench.device)) as peak:
             result = train(
                 model,

@@ -15,7 +15,7 @@ from infra.tracking import open_tracker
 from tasks.errors import BaseModelMismatchError, RunConflictError
 from tasks.rounds import keys
 from tasks.rounds.keys import GLOBAL, RoundKeys
-from tasks.rounds.records import RoundRecord, RunSpec
+from tasks.rounds.records import RoundRecord, RunSpec, rank_changes
 from tasks.rounds.summary import RunHandle
 
 
@@ -77,11 +77,13 @@ def _write_initial(store: ObjectStore, run: RunHandle, bench: Workbench) -> Roun
     round_keys = RoundKeys(run.run_id, 0)
     adapter = bench.initial_adapter()
     model = write_adapter(store, round_keys, adapter, bench.peft_config(adapter), model=GLOBAL)
+    first = RankDesk(bench).first_ranks()
     record = RoundRecord(
         run_id=run.run_id,
         round_index=0,
         outcome="initial",
         models={GLOBAL: model},
-        ranks=RankDesk(bench).initial_ranks(),
+        ranks=dict(first.ranks),
+        rank_changes=rank_changes(bench.initial_ranks(), first.ranks, first.reasons),
     )
     return commit_record(store, round_keys.record, record)

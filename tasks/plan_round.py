@@ -91,7 +91,9 @@ def _plan(store: ObjectStore, round_keys: RoundKeys, previous: RoundRecord, benc
         uplink_codec=config.exchange.uplink_codec,
         downlink_codec=config.exchange.downlink_codec,
         cohort_size=_wanted(bench, len(invitations)),
-        quorum=config.cohort.quorum,
+        # A round that hides its clients must not tell by failing that few or none were drawn.
+        quorum=0 if PrivacyDesk(bench).is_on else config.cohort.quorum,
+        rounds_done=previous.rounds_done,
         deadline_s=config.cohort.deadline_s,
         quality_metric=bench.quality_metric,
     )
@@ -138,7 +140,8 @@ def _recut(
     for name, adapter in adapters.items():
         largest = max(rank for client, rank in previous.ranks.items() if previous.model_of(client) == name)
         ranks = bench.module_ranks(largest)
-        if not previous.rank_changes and not (bench.moves_ranks and adapter.ranks != ranks):
+        too_small = any(adapter.ranks[path] < slots for path, slots in ranks.items())
+        if not (previous.rank_changes or too_small or (bench.moves_ranks and adapter.ranks != ranks)):
             continue
         cut = recut(adapter, ranks)
         before = previous.models[name]

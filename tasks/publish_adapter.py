@@ -4,6 +4,7 @@ import json
 
 from prefect import task
 
+from configs.privacy_desk import PrivacyDesk
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.model_registry import CANDIDATE, PARENT_TAG, open_registry, registered_name
@@ -39,6 +40,7 @@ def publish_adapter(
         IntegrityError: The adapter was altered since it was aggregated.
     """
     group = candidate.group
+    ranks = {acceptance.client_id: acceptance.rank for acceptance in group.accepted}
     files = read_adapter_files(open_store(run.store_url), run.run_id, candidate.adapter)
     tracker = open_tracker(run.tracking_uri, experiment=run.experiment, run_id=run.run_id)
     registry = open_registry(run.tracking_uri)
@@ -52,7 +54,8 @@ def publish_adapter(
         base_digest=bench.base.digest,
         tags={
             "aggregator": bench.config.aggregation.name,
-            "ranks": json.dumps({acceptance.client_id: acceptance.rank for acceptance in group.accepted}),
+            # Whoever may load a version must not read in it whom its noise hides.
+            **({} if PrivacyDesk(bench).is_on else {"ranks": json.dumps(ranks)}),
             PARENT_TAG: str(previous.models[group.parent].version),
         },
     )

@@ -45,7 +45,7 @@ def reschedule_ranks(
         previous,
         round_index=plan.round_index,
         capabilities=learned_capabilities(previous.capabilities, collection),
-        limits=learned_limits(previous.limits, plan, collection),
+        limits=learned_limits(previous.limits, plan, collection, batch_size=bench.config.training.batch_size),
         totals=_with_spent(previous.totals, collection.ledger),
     )
     model = judged[0].candidate.adapter if judged else previous.models[previous.main]

@@ -90,7 +90,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     private = PrivateState(read_settings().home, run_id, client_id)
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
-    work = LocalWork(bench, base, private, round_index, client_id, should_stop)
+    work = LocalWork(bench, base, private, round_index, client_id, should_stop, plan.rounds_done)
     free_bytes = free_memory(resolve_device(bench.device)) // bench.config.dispatch.clients_at_once
     trained = work.train_within_memory(start_at, Effort(invitation.rank, invitation.batch_size))
     metrics = dict(trained.metrics)

@@ -13,7 +13,7 @@ class Occasion:
 
     Args:
         seed: Seed of everything the method draws; the same for the same run, round and client.
-        round_index: The round, from 1.
+        round_index: The rounds that made a new global adapter before this one, plus one: a failed round is not counted.
     """
 
     seed: int

@@ -38,7 +38,7 @@ class RankSignals:
         ranks: Client id -> rank in the round that ended.
         ceilings: Client id -> largest rank that the config gives it.
         max_rank: The largest rank of the run.
-        cohort_size: Clients that take part in a round.
+        cohort_size: Clients that are invited to a round.
         costs: What a rank costs.
         capabilities: Client id -> what is known of its machine, smoothed over rounds; those never heard of are missing.
         limits: Client id -> what it turned out not to manage.

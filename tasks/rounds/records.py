@@ -138,6 +138,7 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         merges: Model name -> what its clients have to add to their base; empty for methods that keep the base.
         cuts: Model name -> its global adapter at the ranks that clients have now, where they changed; from this one
             shares were cut, and aggregation goes on.
+        rounds_done: Rounds before this one that made a new global adapter.
         equal_ranks: Nobody may come back with a lower rank than it was sent.
         uplink_codec: How updates are encoded.
         downlink_codec: How shares are encoded.
@@ -155,6 +156,7 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     shares: dict[str, Share]
     merges: dict[str, tuple[Merge, ...]] = {}
     cuts: dict[str, GlobalModel] = {}
+    rounds_done: int = 0
     equal_ranks: bool = False
     uplink_codec: str
     downlink_codec: str
@@ -405,6 +407,22 @@ class FusionReport(Record, frozen=True, kw_only=True):
     shared_weight: float
     evaluations: int
     metrics: dict[str, float]
+
+
+def rank_changes(
+    before: Mapping[str, int], after: Mapping[str, int], reasons: Mapping[str, str]
+) -> tuple[RankChange, ...]:
+    """Write down what a decision changes, by client id.
+
+    Args:
+        before: Client id -> rank.
+        after: Client id -> rank.
+        reasons: Client id -> why it changed.
+    """
+    return tuple(
+        RankChange(client_id=client, old=before[client], new=after[client], reason=reason)
+        for client, reason in sorted(reasons.items())
+    )
 
 
 def encode(record: Record) -> bytes:

@@ -8,7 +8,14 @@ import psutil
 import torch
 
 # What torch says where it has no exception of its own: the CPU's allocator, oneDNN, and CUDA's libraries.
-_WORDS = ("can't allocate memory", "not enough memory", "could not create a primitive", "CUBLAS_STATUS_ALLOC_FAILED")
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,173 +1,25 @@
 """Ranks that move: lowered by memory or by the client, decided by schedulers, and cut where they changed."""
 
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
-import torch
 
 from configs.rank_desk import RankDesk
-from infra.run_store import commit_record, read_adapter
-from tasks.adapters.lora import prefix
+from infra.run_store import read_adapter, write_adapter
 from tasks.adapters.products import adapter_distance, adapter_norm
 from tasks.adapters.resize import resize
-from tasks.aggregate_updates import aggregate_updates
-from tasks.close_round import RoundResult, close_round
-from tasks.errors import ClientMemoryError
+from tasks.aggregators.shares import recut
+from tasks.evaluate_adapter import evaluate_adapter
+from tasks.open_run import open_run
 from tasks.plan_round import plan_round
-from tasks.reschedule_ranks import reschedule_ranks
 from tasks.rounds.capabilities import Limit
 from tasks.rounds.keys import GLOBAL
-from tasks.rounds.steps import Judged, one_group
-from tasks.train_client import report_failure
-from tasks.training.loop import train
-from tests.flows.staged import Staged, stage_round
-
-TOO_MUCH = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-
-
-@pytest.fixture
-def shortage(monkeypatch):
-    """Let the next trainings run out of memory; remembers the batch and rank of each."""
-    tried: list[tuple[int, int]] = []
-
-    def short(*, times, error=None):
-        def starved(model, examples, indices, spec, **more):
-            tried.append((spec.batch_size, next(iter(model.peft_config.values())).r))
-            if len(tried) <= times:
-                raise error or RuntimeError(TOO_MUCH)
-            return train(model, examples, indices, spec, **more)
-
-        monkeypatch.setattr("tasks.local_work.train", starved)
-        return tried
-
-    return short
-
-
-def judged_of(staged: Staged, collection) -> tuple[Judged, ...]:
-    (group,) = one_group(collection).groups
-    candidate = aggregate_updates.fn(staged.run, staged.plan, group, staged.initial, staged.bench)
-    return (Judged(candidate, {"accuracy": 0.5}, version=staged.plan.round_index),)
-
-
-def closed(staged: Staged, monkeypatch) -> Staged:
-    """Close a round with what came in, as the flow does, and plan the next."""
-    monkeypatch.setattr("tasks.close_round.open_tracker", lambda *_, **__: Silent())
-    collection = commit_record(staged.store, staged.keys.collection, staged.look().close())
-    judged = judged_of(staged, collection) if len(collection.accepted) >= staged.plan.quorum else ()
-    ranks = reschedule_ranks.fn(staged.plan, collection, judged, staged.initial, staged.url, staged.bench)
-    result = RoundResult(ranks, judged, {}, {})
-    record = close_round.fn(staged.run, staged.plan, collection, staged.initial, staged.bench, result=result)
-    planned = plan_round.fn(staged.run, record.round_index + 1, record, staged.bench)
-    return replace(staged, initial=record, plan=planned.plan)
-
-
-class Silent:
-    """A tracker for tests that are not about tracking."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def test_a_client_out_of_memory_comes_back_at_half_the_rank_and_is_not_asked_for_more(tmp_path, shortage, monkeypatch):
-    staged = stage_round(tmp_path / "store")
-    staged.train("c00", "c01", "c03", "c04")
-    tried = shortage(times=1)
-    staged.train("c02")
-    assert tried == [(32, 8), (32, 4)]
-    manifest = staged.manifest("c02")
-    assert (manifest.rank, manifest.lowered, manifest.batch_size) == (4, "memory", 0)
-    after = closed(staged, monkeypatch)
-    assert [a.rank for a in after.initial.collection.accepted] == [2, 4, 4, 2, 4]
-    assert after.initial.limits == {"c02": Limit(memory_rank=4)}
-    (change,) = after.initial.rank_changes
-    assert (change.client_id, change.old, change.new) == ("c02", 8, 4)
-    assert change.reason == "memory: no larger rank fitted when it trained"
-    assert {i.client_id: i.rank for i in after.plan.invitations}["c02"] == 4
-
-
-def test_a_client_still_out_of_memory_halves_its_batch_and_keeps_that(tmp_path, shortage, monkeypatch):
-    staged = stage_round(tmp_path / "store")
-    staged.train("c00", "c01", "c03", "c04")
-    tried = shortage(times=2, error=torch.OutOfMemoryError("CUDA out of memory"))
-    staged.train("c02")
-    assert tried == [(32, 8), (32, 4), (16, 4)]
-    after = closed(staged, monkeypatch)
-    assert after.initial.limits == {"c02": Limit(memory_rank=4, batch_size=16)}
-    assert {i.client_id: i.batch_size for i in after.plan.invitations} == dict.fromkeys(staged.initial.ranks, 0) | {
-        "c02": 16
-    }
-
-
-def test_a_client_that_nothing_helps_says_so_and_is_offered_half(tmp_path, shortage, monkeypatch):
-    staged = stage_round(tmp_path / "store")
-    staged.train("c00", "c01", "c03", "c04")
-    shortage(times=9)
-    with pytest.raises(
-        ClientMemoryError, match=r"client c02, round 1: memory does not hold.*rank 8, batch 32"
-    ) as caught:
-        staged.train("c02")
-    report_failure(staged.store, staged.keys, client_id="c02", attempt=1, error=caught.value)
-    after = closed(staged, monkeypatch)
-    assert after.initial.limits == {"c02": Limit(memory_rank=4)}
-    assert after.initial.ranks["c02"] == 4
-
-
-def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path, shortage):
-    staged = stage_round(tmp_path / "store")
-    tried = shortage(times=1, error=RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match="shapes"):
-        staged.train("c02")
-    assert len(tried) == 1
-
-
-def test_ranks_that_must_stay_equal_are_not_lowered(tmp_path, shortage):
-    staged = stage_round(tmp_path / "store", "aggregation.name=fedavg", "ranks.client_fractions=[1.0]")
-    tried = shortage(times=1)
-    staged.train("c02")
-    assert tried == [(32, 8), (16, 8)]
-    assert (staged.manifest("c02").rank, staged.manifest("c02").batch_size) == (0, 16)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"rank": 4}, "4 (no reason)"),
-        ({"rank": 8, "lowered": "memory"}, "8 (memory)"),
-        ({"rank": 9, "lowered": "pruned"}, "9 (pruned)"),
-        ({"rank": 0, "lowered": "pruned"}, "0 (pruned)"),
-    ],
-)
-def test_a_lowered_rank_that_is_none_is_refused(tmp_path, changes, expected):
-    staged = stage_round(tmp_path / "store")
-    staged.train("c02")
-    staged.claim("c02", **changes)
-    (refusal,) = staged.look().refused.values()
-    assert refusal.reason == "wrong-rank"
-    assert f"got {expected}; expected 1 to 7, with a reason" in refusal.detail
-
-
-def test_the_work_of_a_lowered_client_counts_as_what_it_trained(tmp_path, shortage):
-    """Its share is cut the same way on both sides: the norm of what it added is that of its training alone."""
-    staged = stage_round(tmp_path / "store")
-    shortage(times=1)
-    staged.train("c02")
-    start = prefix(staged.share("c02"), staged.bench.module_ranks(4))
-    (acceptance,) = staged.look().accepted.values()
-    assert acceptance.update_norm == pytest.approx(adapter_distance(resize_to(staged, "c02"), start))
-
-
-def resize_to(staged: Staged, client: str):
-    return staged.bench.exchange.update(read_sent(staged, client), read_sent(staged, client), client)
-
-
-def read_sent(staged: Staged, client: str):
-    from tasks.codecs.table import codec
-    from tasks.rounds import keys
-
-    return codec(staged.plan.uplink_codec).decode(staged.store.get(staged.key(client, keys.UPDATE)), None)
-
+from tasks.rounds.steps import Candidate, Group
+from tasks.rounds.summary import RunHandle
+from tests.flows.closing import closed
+from tests.flows.staged import bench_of, stage_round
 
 ANNEALED = (
     "rounds=3",
@@ -273,7 +125,7 @@ def test_measured_machines_are_remembered_and_bound_ranks(tmp_path, monkeypatch)
     )
     staged = stage_round(tmp_path / "store", *overrides)
     staged = replace(
-        staged, initial=msgspec.structs.replace(staged.initial, ranks=RankDesk(staged.bench).initial_ranks())
+        staged, initial=msgspec.structs.replace(staged.initial, ranks=RankDesk(staged.bench).first_ranks().ranks)
     )
     assert set(staged.initial.ranks.values()) == {1}, "nobody has been heard of"
     staged.train("c01", "c02")
@@ -286,3 +138,52 @@ def test_measured_machines_are_remembered_and_bound_ranks(tmp_path, monkeypatch)
     reasons = {change.client_id: change.reason for change in after.initial.rank_changes}
     assert set(reasons) == {"c01", "c02"}
     assert reasons["c02"].startswith("capability: ")
+
+
+def test_the_ranks_of_the_first_round_have_reasons_too(tmp_path, home):
+    bench = bench_of(*ANNEALED, "ranks.schedulers=[capability]", "ranks.options=[{name: unknown_rank, value: 2}]")
+    run = RunHandle(
+        "small-2", str(tmp_path / "store"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="small"
+    )
+    record = open_run.fn(run, bench, now=datetime(2026, 1, 1, tzinfo=UTC))
+    assert record.ranks == dict.fromkeys(bench.clients, 2)
+    assert {(c.old, c.new) for c in record.rank_changes} == {(8, 2)}
+    assert all(c.reason.startswith("capability: ") for c in record.rank_changes)
+
+
+def test_an_adapter_smaller_than_its_clients_grows_even_where_ranks_are_fixed(tmp_path):
+    """As when the only client of a cluster that ever trained was held back by its memory."""
+    staged = stage_round(tmp_path / "store")
+    small = recut(staged.bench.initial_adapter(), staged.bench.module_ranks(2))
+    model = write_adapter(staged.store, staged.keys, small, staged.bench.peft_config(small), model="cluster-1")
+    record = msgspec.structs.replace(staged.initial, round_index=1, models={GLOBAL: model})
+    planned = plan_round.fn(staged.run, 2, record, staged.bench)
+    grown = read_adapter(staged.store, "small-1", planned.plan.cuts[GLOBAL])
+    assert grown.ranks == staged.bench.module_ranks(8)
+    assert adapter_distance(grown, small) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_ladder_leaves_out_ranks_that_an_adapter_does_not_have(tmp_path):
+    staged = stage_round(tmp_path / "store")
+    small = recut(staged.bench.initial_adapter(), staged.bench.module_ranks(2))
+    model = write_adapter(staged.store, staged.keys, small, staged.bench.peft_config(small), model="cluster-1")
+    group = Group("cluster-1", GLOBAL, (), members=("c00",))
+    found = evaluate_adapter.fn(staged.plan, Candidate(group, model, {}, 0.0, {}, {}), staged.url, staged.bench)
+    assert "accuracy_at_rank_002" in found
+    assert "accuracy_at_rank_004" not in found, "clients of another cluster train at that"
+
+
+def test_a_failed_round_does_not_take_a_turn_of_a_local_method(tmp_path, monkeypatch):
+    occasions = []
+    staged = stage_round(tmp_path / "store", "cohort.quorum=1")
+    make = type(staged.bench).local_method
+
+    def noted(bench, occasion):
+        occasions.append(occasion)
+        return make(bench, occasion)
+
+    monkeypatch.setattr(type(staged.bench), "local_method", noted)
+    second = closed(staged, monkeypatch)  # nobody answered
+    second.train("c00")
+    assert [occasion.round_index for occasion in occasions] == [1]
+    assert second.plan.round_index == 2

@@ -11,6 +11,7 @@ from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.adapters.products import adapter_distance
 from tasks.aggregate_updates import aggregate_updates
 from tasks.errors import ConfigError
+from tasks.evaluate_adapter import evaluate_adapter
 from tasks.plan_round import plan_round
 from tasks.rounds.keys import GLOBAL
 from tasks.rounds.steps import one_group
@@ -32,6 +33,8 @@ REFUSED = [
     ("aggregation.robust=norm_clip", "aggregation.robust: a robust rule looks at single updates"),
     ("aggregation.clusters.enabled=true", "aggregation.clusters: clusters compare single updates"),
     ("cohort.overshoot=1", "cohort.overshoot: who takes part is drawn once and for all"),
+    ("cohort.quorum=2", "cohort.quorum: a round must not tell by failing that few were drawn"),
+    ("ranks.schedulers=[capability]", "ranks.schedulers: ranks must not tell who took part"),
     ("evaluation.diagnostics=true", "evaluation.diagnostics: they show figures of single updates"),
 ]
 
@@ -127,3 +130,32 @@ def test_the_noised_factor_is_the_one_that_is_sent(tmp_path):
     for path, pair in made.pairs.items():
         assert pair.a.equal(before.pairs[path].a)
         assert not pair.b.equal(before.pairs[path].b)
+
+
+def test_a_round_into_which_nobody_was_drawn_counts_and_looks_like_any_other(tmp_path):
+    staged = stage_round(tmp_path / "store", *HIDING)
+    assert staged.plan.quorum == 0
+    candidate = candidate_of(staged)
+    made = read_adapter(staged.store, "small-1", candidate.adapter)
+    before = read_adapter(staged.store, "small-1", staged.initial.models[GLOBAL])
+    assert candidate.weights == {}
+    assert made.ranks == before.ranks
+    assert all(not pair.b.equal(before.pairs[path].b) for path, pair in made.pairs.items())
+    assert evaluate_adapter.fn(staged.plan, candidate, staged.url, staged.bench)["accuracy"] >= 0.0
+
+
+def test_nobody_comes_back_smaller_and_a_round_waits_for_all(tmp_path):
+    staged = stage_round(tmp_path / "store", *HIDING, "cohort.deadline_s=77", "cohort.grace_s=5")
+    assert staged.plan.equal_ranks
+    assert PrivacyDesk(staged.bench).grace_s == 77
+    assert PrivacyDesk(bench_of("cohort.deadline_s=77", "cohort.grace_s=5")).grace_s == 5
+
+
+def test_a_budget_without_limit_is_still_told_before_anything_is_trained(monkeypatch):
+    def missing(**_):
+        raise ConfigError("privacy", "needs Opacus")
+
+    monkeypatch.setattr("configs.privacy_desk.epsilon", missing)
+    with pytest.raises(ConfigError, match="needs Opacus"):
+        PrivacyDesk(bench_of(*HIDING, "privacy.target_epsilon=0")).check()
+    PrivacyDesk(bench_of()).check()

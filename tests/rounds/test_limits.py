@@ -42,7 +42,8 @@ def refused(client, reason=OUT_OF_MEMORY, round_index=3):
 
 
 def learned(known=(), *, came=(), failed=(), plan=PLAN):
-    return learned_limits(dict(known), plan, Collection(accepted=came, refused=failed, missing=(), ledger=()))
+    collection = Collection(accepted=came, refused=failed, missing=(), ledger=())
+    return learned_limits(dict(known), plan, collection, batch_size=32)
 
 
 def test_nothing_happened_nothing_is_learnt():
@@ -62,15 +63,21 @@ def test_what_a_client_managed_is_its_limit_and_others_stay():
 
 
 def test_a_client_that_failed_for_memory_is_offered_half_and_never_nothing():
-    assert learned(failed=(refused("c0"),)) == {"c0": Limit(memory_rank=4)}
+    assert learned(failed=(refused("c0"),)) == {"c0": Limit(memory_rank=4, batch_size=16)}
     tiny = msgspec.structs.replace(PLAN, invitations=(Invitation(client_id="c0", rank=1, nonce="", pool="inline"),))
-    assert learned(failed=(refused("c0"),), plan=tiny) == {"c0": Limit(memory_rank=1)}
+    assert learned(failed=(refused("c0"),), plan=tiny) == {"c0": Limit(memory_rank=1, batch_size=16)}
+    last = Invitation(client_id="c0", rank=1, nonce="", pool="inline", batch_size=1)
+    least = msgspec.structs.replace(PLAN, invitations=(last,))
+    assert learned(failed=(refused("c0"),), plan=least) == {"c0": Limit(memory_rank=1, batch_size=1)}
 
 
 def test_other_failures_other_rounds_and_strangers_teach_nothing():
     assert learned(failed=(refused("c0", "DataError"), refused("c1", round_index=2), refused("c9"))) == {}
+
+
+def test_where_ranks_must_be_equal_only_the_batch_is_lowered():
     equal = msgspec.structs.replace(PLAN, equal_ranks=True)
-    assert learned(failed=(refused("c0"),), plan=equal) == {}
+    assert learned(failed=(refused("c0"),), plan=equal) == {"c0": Limit(batch_size=16)}
 
 
 def test_a_client_whose_second_attempt_worked_is_judged_by_that():
