@@ -125,9 +125,22 @@ def test_a_round_without_quorum_fails_loudly_and_leaves_the_adapter_unchanged(mo
     assert summary.rounds == 2, "a failed round is no substitute for a trained one"
 
 
-@pytest.mark.parametrize("step", ["collect_updates", "aggregate_updates", "publish_adapter", "close_round"])
-def test_a_run_that_died_goes_on_trains_nobody_twice_and_ends_with_the_same_adapter(monkeypatch, step):
-    uninterrupted = federated_training(small_config())
+MOVING = (
+    "ranks.schedulers=[sa_annealing, energy]",
+    "ranks.options=[{name: floor_rank, value: 2}]",
+    "training.local_methods=[rm_lora, proximal, prefix_nested]",
+)
+DEATHS = [
+    *((step, ()) for step in ("collect_updates", "aggregate_updates", "publish_adapter", "close_round")),
+    *((step, MOVING) for step in ("plan_round", "reschedule_ranks", "close_round")),
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"), DEATHS, ids=lambda value: value if isinstance(value, str) else len(value)
+)
+def test_a_run_that_died_goes_on_trains_nobody_twice_and_ends_with_the_same_adapter(monkeypatch, step, overrides):
+    uninterrupted = federated_training(small_config(*overrides))
     trained = []
     honest_train, honest_step = flows.client_update.train_client.fn, getattr(flows.federated_round, step)
 
@@ -143,7 +156,7 @@ def test_a_run_that_died_goes_on_trains_nobody_twice_and_ends_with_the_same_adap
     monkeypatch.setattr(flows.client_update.train_client, "fn", counted)
     monkeypatch.setattr(flows.federated_round, step, die_after)
     with pytest.raises(PowerCutError):
-        federated_training(small_config())
+        federated_training(small_config(*overrides))
     monkeypatch.setattr(flows.federated_round, step, honest_step)
     run_id = (set(list_run_ids(open_store(read_settings().store_url))) - {uninterrupted.run_id}).pop()
     summary = federated_training(small_config(f"resume_run={run_id}"))
