@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks.options import Option
+from tasks.rank_schedulers.costs import MEGABYTE
 from tasks.rank_schedulers.decision import Bound, RankSignals
 
 Curve = Callable[[Fraction], Fraction | float]
@@ -31,6 +32,20 @@ ANNEALING_OPTIONS = (
         default=0,
         most=1e6,
         kind="count",
+    ),
+    Option(
+        name="initiating_rank",
+        description="rank in the initiating rounds, e.g. the largest for the span of whole matrices; 0 for the heating "
+        "rank, below which it never is [slots]",
+        default=0,
+        most=65_536.0,
+        kind="count",
+    ),
+    Option(
+        name="initiating_megabytes",
+        description="largest update of the initiating rank; where one would be larger the heating rank is taken [MB]",
+        default=100.0,
+        most=1e6,
     ),
     Option(
         name="cooling_rounds",
@@ -123,11 +138,21 @@ def _snapped(rank: int, heating: int, floor: int) -> int:
     return floor if rank <= floor else smallest
 
 
+def _initiating(signals: RankSignals, rank: int, most_megabytes: float, heating: int) -> Bound:
+    megabytes = signals.costs.values(rank) * signals.costs.uplink_bytes / MEGABYTE
+    if megabytes > most_megabytes:
+        reason = f"initiating stage: an update of rank {rank} takes {megabytes:.3g} MB, above {most_megabytes:g} MB"
+        return Bound(heating, reason)
+    return Bound(rank, f"initiating stage at rank {rank}, {megabytes:.3g} MB an update")
+
+
 def sa_annealing(  # noqa: PLR0913  one keyword for each option
     signals: RankSignals,
     *,
     curve: str,
     initiating_rounds: int,
+    initiating_rank: int,
+    initiating_megabytes: float,
     cooling_rounds: int,
     heating_rank: int,
     floor_rank: int,
@@ -136,9 +161,11 @@ def sa_annealing(  # noqa: PLR0913  one keyword for each option
     """Bound all clients by the rank that the curve has reached.
 
     Args:
-        signals: What is known at the end of the round; only rounds and the largest rank count.
+        signals: What is known at the end of the round; rounds, the largest rank and what a rank costs count.
         curve: A name in `CURVES`.
-        initiating_rounds: Rounds at the heating rank before the curve starts [rounds].
+        initiating_rounds: Rounds before the curve starts [rounds].
+        initiating_rank: Rank in them; 0, or one below the heating rank, for the heating rank [slots].
+        initiating_megabytes: Largest update that the initiating rank may take; else it is the heating rank [MB].
         cooling_rounds: Rounds at the floor at the end of the run [rounds].
         heating_rank: Rank at the start, never above the run's largest; 0 for that one [slots].
         floor_rank: Rank at the end [slots].
@@ -153,11 +180,16 @@ def sa_annealing(  # noqa: PLR0913  one keyword for each option
     References:
         SA-FedLoRA, https://arxiv.org/abs/2405.09394v1 (the second version is another paper). Inspired by it, not
         reproduced: only the abstract could be read, which has the two stages, heating and cooling, and the three
-        families of curves. Ranks, rounds and the exact formulas are ours, and so is `snap`. The first stage of the
-        paper, in which clients are held near the global model by a penalty, is local work and not part of this; here
-        the initiating rounds train adapters too.
+        families of curves. Ranks, rounds and the exact formulas are ours, and so is `snap`. In the paper's first stage
+        clients train the whole model, held near the global one by a penalty. The penalty is local work and not part of
+        this. The whole model is approached from below: adapters of full rank span every change of the matrices they
+        adapt, under a cap on bytes; they are not the same optimisation, and what has no adapter stays frozen.
     """
     heating = min(heating_rank or signals.max_rank, signals.max_rank)
+    initiating = min(initiating_rank, signals.max_rank)
+    if signals.rounds_done < initiating_rounds and initiating > heating:
+        bound = _initiating(signals, initiating, initiating_megabytes, heating)
+        return dict.fromkeys(sorted(signals.ranks), bound)
     annealing = Annealing(curve, heating, floor_rank, initiating_rounds, cooling_rounds, snap)
     rank = annealed_rank(annealing, signals.rounds_done, signals.num_rounds)
     progress = f"{signals.rounds_done} of {signals.num_rounds} rounds trained"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.rank_schedulers import Annealing, annealed_rank, rank_scheduler
+from tasks.rank_schedulers import Annealing, RankCosts, annealed_rank, rank_scheduler
 from tasks.rank_schedulers.sa_annealing import CURVES
 from tests.rank_schedulers.cases import ranks_under, signals_of
 
@@ -121,3 +121,23 @@ def test_last_round_trains_at_the_floor_by_default():
     row = rank_scheduler("sa_annealing")
     ranks = [ranks_under(row, signals_of({"c0": 32}, rounds_done=t), {})["c0"] for t in range(10)]
     assert (ranks[0], ranks[-1]) == (32, 4)
+
+
+def test_initiating_rank_holds_in_the_initiating_rounds_as_far_as_an_update_is_small_enough():
+    row = rank_scheduler("sa_annealing")
+    costs = RankCosts(values=lambda rank: 1000 * rank, base_values=10**6, uplink_bytes=4.0)
+    options = {"initiating_rounds": 2, "initiating_rank": 64, "heating_rank": 16, "floor_rank": 4, "cooling_rounds": 0}
+
+    signals = replace(signals_of({"c0": 64}), num_rounds=4, max_rank=64, costs=costs)
+
+    def ranks(**more):
+        return [row.bounds(replace(signals, rounds_done=done), options | more)["c0"] for done in range(5)]
+
+    assert [bound.rank for bound in ranks(curve="linear")] == [64, 64, 16, 10, 4]
+    assert ranks()[0].reason == "initiating stage at rank 64, 0.256 MB an update"
+    assert [bound.rank for bound in ranks(initiating_megabytes=0.256)][:2] == [64, 64]
+    capped = ranks(initiating_megabytes=0.255)
+    assert [bound.rank for bound in capped][:3] == [16, 16, 16]
+    assert capped[0].reason == "initiating stage: an update of rank 64 takes 0.256 MB, above 0.255 MB"
+    assert [bound.rank for bound in ranks(initiating_rank=8)][:3] == [16, 16, 16], "never below the heating rank"
+    assert [bound.rank for bound in ranks(initiating_rank=1000)][:2] == [64, 64], "never above the run's largest"
