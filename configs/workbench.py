@@ -300,13 +300,17 @@ class Workbench:
         return self.aggregator.share(share, self.module_ranks(rank))
 
     def rank_within(self, kept: Mapping[str, int], rank: int) -> int:
-        """Return the largest rank, at most the one given, at which no module has more slots than it keeps.
+        """Return the largest rank, at most the one given, at which the widest modules have no more slots than kept.
+
+        Narrow modules go along in proportion: one slot of a few is a large step, and must not take it for all modules.
 
         Args:
             kept: Module path -> slots.
             rank: The client's rank.
         """
-        fitting = (r for r in range(rank, 0, -1) if all(n <= kept[path] for path, n in self.module_ranks(r).items()))
+        slots = self.module_ranks(rank)
+        widest = [path for path, count in slots.items() if count == max(slots.values())]
+        fitting = (r for r in range(rank, 0, -1) if all(self.module_ranks(r)[path] <= kept[path] for path in widest))
         return next(fitting, 1)
 
     def values(self, rank: int) -> int:
@@ -393,7 +397,9 @@ class Workbench:
         Args:
             occasion: Whose training.
         """
-        rows = [LOCAL_METHODS[name] for name in self.config.training.local_methods]
+        named = [LOCAL_METHODS[name] for name in self.config.training.local_methods]
+        # What hides examples hooks into whatever trains, so it starts when the others have frozen what does not.
+        rows = sorted(named, key=lambda row: row.guards_examples)
         values = allotted(rows, {option.name: option.value for option in self.config.training.options})
         return Together(occasion, [row.method(occasion, values[row.name]) for row in rows])
 

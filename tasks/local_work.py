@@ -15,7 +15,7 @@ from tasks.local_methods.hooks import Occasion
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import adapt, extract_adapter, load_adapter, train_only
 from tasks.training.loop import TrainingResult, train
-from tasks.training.memory import is_out_of_memory, measured_peak, release_memory
+from tasks.training.memory import free_memory, is_out_of_memory, measured_peak, release_memory
 from tasks.training.models import BaseModel
 from tasks.training.spec import TrainingSpec, resolve_device
 
@@ -47,6 +47,7 @@ class Trained:
         metrics: Losses, and figures on the client's validation share as "validation_<metric>".
         effort: What the client took on.
         rank: Rank of the adapter: that of the effort, or lower where the local method pruned it.
+        free_bytes: Memory that was free before it, the base model being in its place [bytes].
         peak_bytes: Memory that the training took; 0 where nothing measures it [bytes].
     """
 
@@ -55,13 +56,8 @@ class Trained:
     metrics: dict[str, float]
     effort: Effort
     rank: int
+    free_bytes: int = 0
     peak_bytes: int = 0
-
-    @property
-    def num_values(self) -> int:
-        """How many numbers the adapter has."""
-        pairs = self.adapter.pairs.values()
-        return sum(p.a.numel() + p.b.numel() for p in pairs) + sum(t.numel() for t in self.adapter.dense.values())
 
 
 @dataclass(frozen=True)
@@ -139,15 +135,12 @@ class LocalWork:
             self.private.save(OWN, self.round_index, trained.adapter)
         return trained
 
-    def train_personal(self, share: LoraAdapter, effort: Effort) -> dict[str, float]:
+    def train_personal(self, share: LoraAdapter, effort: Effort) -> Trained:
         """Train the adapter that stays here: on from the last one, or anew from the global one when that is due.
 
         Args:
             share: The client's share of the global adapter, at the effort's rank.
             effort: What the client managed in this round.
-
-        Returns:
-            "personal_<metric>" -> value.
 
         References:
             FDLoRA, https://arxiv.org/abs/2406.07925 (abstract read; the schedule is recalled). We differ: the personal
@@ -164,7 +157,7 @@ class LocalWork:
                 raise self._too_little_memory(effort) from error
             raise
         self.private.save(PERSONAL, self.round_index, trained.adapter)
-        return {f"personal_{name}": value for name, value in trained.metrics.items()}
+        return trained
 
     def _train(self, start: LoraAdapter, purpose: str, effort: Effort) -> Trained:
         bench = self.bench
@@ -175,7 +168,10 @@ class LocalWork:
             train_only(model, "b")  # what is not sent must not move, or the server would weave something else
         training, validation = bench.client_indices(self.client_id)
         method = bench.local_method(Occasion(derive_seed(seed, "method"), self.rounds_done + 1))
-        with measured_peak(resolve_device(bench.device)) as peak:
+        device = resolve_device(bench.device)
+        model.to(device)  # first, or the base model would count as what training takes
+        free_bytes = free_memory(device)
+        with measured_peak(device) as peak:
             result = train(
                 model,
                 bench.train,
@@ -195,7 +191,7 @@ class LocalWork:
         if rank < effort.rank:
             # A prefix, not the best cut: other clients' slots, with which these will be averaged, keep their places.
             adapter = prefix(adapter, bench.module_ranks(rank))
-        return Trained(adapter, result, metrics, effort, rank, peak.taken_bytes)
+        return Trained(adapter, result, metrics, effort, rank, free_bytes, peak.taken_bytes)
 
     def _with_own_factor(self, start: LoraAdapter) -> LoraAdapter:
         """Put in the factor that this client kept at home, where the method has clients keep one."""

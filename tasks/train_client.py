@@ -34,9 +34,7 @@ from tasks.rounds.records import (
     finite_only,
     sha256,
 )
-from tasks.training.memory import free_memory
 from tasks.training.models import BaseModel
-from tasks.training.spec import resolve_device
 
 T = TypeVar("T")
 
@@ -91,23 +89,25 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
     work = LocalWork(bench, base, private, round_index, client_id, should_stop, plan.rounds_done)
-    free_bytes = free_memory(resolve_device(bench.device)) // bench.config.dispatch.clients_at_once
     trained = work.train_within_memory(start_at, Effort(invitation.rank, invitation.batch_size))
-    metrics = dict(trained.metrics)
+    trainings, metrics = [trained], dict(trained.metrics)
     if bench.config.training.keeps_personal:
-        metrics |= work.train_personal(start_at(trained.effort.rank), trained.effort)
+        personal = work.train_personal(start_at(trained.effort.rank), trained.effort)
+        trainings.append(personal)
+        metrics |= {f"personal_{name}": value for name, value in personal.metrics.items()}
     thinned = thin(trained.adapter, bench.exchange.uplink)
     data, _ = codec(plan.uplink_codec).encode(thinned, start_at(trained.rank), None)
     update_key = round_keys.uplink(client_id, attempt, keys.UPDATE)
     _, upload_s = _timed(lambda: commit(store, update_key, data))
+    neighbours = bench.config.dispatch.clients_at_once
     measured = Measured(
         num_examples=trained.result.num_examples,
-        num_items=trained.result.num_items,
+        num_items=sum(one.result.num_items for one in trainings),
         base_values=bench.base.num_parameters,
-        trained_values=trained.num_values,
-        training_s=trained.result.seconds,
-        free_bytes=free_bytes,
-        peak_bytes=trained.peak_bytes,
+        trained_values=bench.values(trained.effort.rank),
+        training_s=sum(one.result.seconds for one in trainings),
+        free_bytes=trained.free_bytes // neighbours,
+        peak_bytes=trained.peak_bytes if neighbours == 1 else 0,  # measured for the whole process
         download_bytes=len(message),
         download_s=download_s,
         upload_bytes=len(data),

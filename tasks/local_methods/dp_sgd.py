@@ -96,13 +96,15 @@ class DpSgd(LocalMethod):
             model: The adapted model; what it returns does not change.
 
         Raises:
-            ModelError: A batch norm, which mixes examples, or a trained module without gradients per example.
+            ModelError: A batch norm, which mixes examples, a trained module without gradients per example, or a trained
+                tensor of half precision, in which norms round beyond the clip.
         """
         from opacus.grad_sample.grad_sample_module import GradSampleHooks
         from peft import PeftModel
 
         trained = _trained_modules(model)
         _check_modules(model, trained, GradSampleHooks.GRAD_SAMPLERS)
+        _check_precision(model)
         self._handles = [module.register_forward_pre_hook(_with_gradient) for module in trained.values()]
         forward = model.get_base_model() if isinstance(model, PeftModel) else model
         self._handles.append(forward.register_forward_pre_hook(self._count, with_kwargs=True))
@@ -205,6 +207,18 @@ def _check_modules(model: nn.Module, trained: Mapping[str, nn.Module], supported
                 expected="one of " + ", ".join(sorted(kind.__name__ for kind in supported)),
                 remedy="adapt linear layers or convolutions only",
             )  # fmt: skip
+
+
+def _check_precision(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in {torch.float32, torch.float64}:
+            raise ModelError(
+                f"tensor {name}",
+                "cannot be trained privately in half precision: norms would round beyond the clip",
+                got=parameter.dtype,
+                expected="float32",
+                remedy="load the base model in float32, or leave the module out of model.lora.modules_to_save",
+            )
 
 
 def _with_gradient(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

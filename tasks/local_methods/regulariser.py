@@ -68,7 +68,7 @@ def mean_cosine(slots: torch.Tensor) -> torch.Tensor:
         slots: [R, N], R at least 2.
 
     Returns:
-        Scalar in [0, 1], whatever the slots' lengths; a slot of length 0 counts as orthogonal to all.
+        Scalar in [0, 1], whatever the slots' lengths; one of next to no length (1e-4) counts as orthogonal to all.
     """
     lengths = torch.linalg.vector_norm(slots, dim=1, keepdim=True)
     has_direction = lengths > _SHORT

@@ -39,7 +39,7 @@ def epsilon(
         sampling_rate: Probability of taking part in one step, 0 to 1.
         steps: Steps, 0 or more: rounds, where clients are hidden.
         delta: The other half of the guarantee, above 0 and below 1; well below one over the number of clients.
-        accountant: "rdp" (Rényi orders: fast, some percent too high) or "prv" (numerical composition: at most 0.01 too
+        accountant: "rdp" (Rényi orders: fast, some percent too high) or "prv" (numerical composition: about 0.01 too
             high, seconds for many steps).
 
     Returns:

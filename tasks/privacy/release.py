@@ -79,7 +79,10 @@ def released(
 
 
 def _noised(total: torch.Tensor, std: float, entropy: np.random.Generator) -> torch.Tensor:
-    return total + torch.from_numpy(entropy.standard_normal(tuple(total.shape)) * std) if std else total
+    if not std:
+        return total
+    # Of a scalar numpy makes a number, which torch would not take for an array.
+    return total + torch.from_numpy(np.asarray(entropy.standard_normal(tuple(total.shape)) * std))
 
 
 def _moved_pair(pair: LoraPair, path: str, moved: Mapping[Key, torch.Tensor]) -> LoraPair:

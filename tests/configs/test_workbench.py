@@ -6,6 +6,9 @@ import pytest
 from configs.loading import load_config
 from configs.workbench import Workbench
 from tasks.errors import ConfigError
+from tasks.local_methods.hooks import Occasion
+from tasks.training.adaptation import adapt, extract_adapter, load_adapter
+from tasks.training.loop import TrainingSpec, train
 
 
 def bench(*overrides):
@@ -54,3 +57,30 @@ def test_same_seed_gives_the_same_base_and_another_seed_another():
 def test_frozen_config_leaves_out_how_this_process_was_started():
     assert "resume_run" not in bench("resume_run=abc").frozen_config()
     assert bench().flat_config()["data.partition.name"] == "staircase"
+
+
+@pytest.mark.parametrize("methods", ["[dp_sgd, alternating]", "[alternating, dp_sgd]", "[dp_sgd, ffa]"])
+def test_what_hides_examples_trains_beside_what_freezes_in_any_order(methods):
+    made = bench(f"training.local_methods={methods}", "model.hidden_sizes=[8]")
+    start = made.initial_adapter()
+    model = adapt(made.base, made.lora, start.ranks, seed=0)
+    load_adapter(model, start)
+    train(
+        model,
+        made.train,
+        np.arange(16),
+        TrainingSpec(batch_size=8, device="cpu"),
+        seed=0,
+        method=made.local_method(Occasion(0, 1)),
+    )
+    assert any(bool(pair.b.any()) for pair in extract_adapter(model).pairs.values())
+
+
+def test_pruning_goes_by_the_widest_modules_and_narrow_ones_follow():
+    made = bench()
+    ranks = made.module_ranks(32)
+    assert min(ranks.values()) == 10, "the head is narrow"
+    kept = {path: int(0.99 * slots) for path, slots in ranks.items()}
+    assert made.rank_within(kept, 32) == 31
+    assert made.rank_within(ranks, 32) == 32
+    assert made.rank_within(dict.fromkeys(ranks, 1), 32) == 1

@@ -97,7 +97,7 @@ def test_a_tiny_clip_keeps_the_adapter_where_it_was(tmp_path):
 
 def test_who_is_drawn_follows_from_a_secret_and_is_fixed_by_the_plan(tmp_path, monkeypatch):
     drawn = []
-    for home in ("a", "a", "b", "c", "d"):
+    for home in "aabcdefghi":
         monkeypatch.setenv("RANKWEAVE_HOME", str(tmp_path / home))
         staged = stage_round(tmp_path / f"store-{len(drawn)}", *HIDING, "cohort.cohort_size=2")
         drawn.append([invitation.client_id for invitation in staged.plan.invitations])

@@ -236,3 +236,12 @@ def test_missing_library_says_what_to_install(monkeypatch):
     monkeypatch.setattr("tasks.privacy.extra.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"dp_sgd.*pip install 'rankweave\[privacy\]'"):
         DpSgd(OCCASION)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tensors_of_half_precision_are_refused_because_norms_would_round_beyond_the_clip(bases, dtype):
+    model = adapted(bases["mlp"])
+    first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    first.data = first.data.to(dtype)
+    with pytest.raises(ModelError, match="cannot be trained privately in half precision"):
+        DpSgd(OCCASION).start(model)

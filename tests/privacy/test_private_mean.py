@@ -243,3 +243,13 @@ def test_refused_update_leaves_the_fold_as_it_was():
 def test_numbers_out_of_bounds_are_refused(change: dict[str, float]):
     with pytest.raises(ConfigError, match="private mean"):
         mean(**change)  # type: ignore[arg-type]
+
+
+def test_a_scalar_that_is_trained_whole_is_noised_like_any_other():
+    before = LoraAdapter({"m": LoraPair(normal((2, 3), 1), normal((4, 2), 2))}, {"scale": torch.tensor(2.0)})
+    fold = private_mean(
+        before, expected_clients=1, clip_norm=1.0, noise_multiplier=1.0, entropy=np.random.default_rng(0)
+    )
+    made = fold.finish(before)
+    assert made.dense["scale"].shape == ()
+    assert made.dense["scale"] != 2.0
