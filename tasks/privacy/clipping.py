@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from tasks.adapters.lora import LoraAdapter, LoraPair, check_finite, layer_text, refuse_misfit
-from tasks.errors import ConfigError
 
 Factors = Literal["both", "a", "b"]
 Key = tuple[str, str]
@@ -89,34 +88,6 @@ def clip_factor(norm: float, clip_norm: float) -> float:
         clip_norm: The bound S, above 0; infinity clips nothing.
     """
     return 1.0 if norm <= clip_norm else clip_norm / norm
-
-
-def adapted_clip_norm(clip_norm: float, within: float, *, target: float = 0.5, rate: float = 0.2) -> float:
-    r"""Move the clipping norm towards a quantile of the clients' norms: $S \leftarrow S e^{-\eta (b - \gamma)}$.
-
-    Args:
-        clip_norm: The bound of this round, S.
-        within: Fraction of the clients whose norm was not above it, b; noised by the caller, as it tells of clients.
-        target: The quantile wanted, gamma.
-        rate: How fast, eta.
-
-    Returns:
-        The bound of the next round.
-
-    Raises:
-        ConfigError: The norm is not a finite number above 0, or the fraction not a finite one.
-
-    References:
-        Galen Andrew, Om Thakkar, H. Brendan McMahan, Swaroop Ramaswamy, "Differentially Private Learning with Adaptive
-        Clipping", NeurIPS 2021, arXiv 1905.03871; the rule recalled, not re-read. A noised fraction may lie outside 0
-        to 1 and is taken as it is.
-    """
-    if not (math.isfinite(within) and 0 < clip_norm < math.inf):
-        raise ConfigError(
-            "adaptive clipping", "cannot move the norm", got=f"norm {clip_norm}, fraction {within}",
-            expected="a finite norm above 0 and a finite fraction",
-        )  # fmt: skip
-    return clip_norm * math.exp(-rate * (within - target))
 
 
 def _wide(tensor: torch.Tensor, scale: float) -> torch.Tensor:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
-from tasks.errors import AdapterShapeError, ConfigError, NonFiniteUpdateError
-from tasks.privacy.clipping import adapted_clip_norm, clip_factor, differences, joint_norm
+from tasks.errors import AdapterShapeError, NonFiniteUpdateError
+from tasks.privacy.clipping import clip_factor, differences, joint_norm
 from tests.strategies import adapters, normal
 
 
@@ -97,15 +97,3 @@ def test_what_is_not_finite_is_refused(value: float):
     new.pairs["m"].b[1, 1] = value
     with pytest.raises(NonFiniteUpdateError, match="update 7, tensor m factor b"):
         differences(new, old, "both", subject="update 7")
-
-
-def test_adaptive_clipping_gives_the_worked_number():
-    assert adapted_clip_norm(1.0, 0.8) == pytest.approx(0.94176, abs=5e-6)
-    assert adapted_clip_norm(2.0, 0.5) == 2.0
-    assert adapted_clip_norm(2.0, 0.1) > 2.0
-
-
-@pytest.mark.parametrize(("norm", "within"), [(0.0, 0.5), (math.inf, 0.5), (1.0, math.nan)])
-def test_adaptive_clipping_refuses_what_it_cannot_move(norm: float, within: float):
-    with pytest.raises(ConfigError, match="adaptive clipping"):
-        adapted_clip_norm(norm, within)
