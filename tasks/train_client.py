@@ -1,7 +1,8 @@
 """Verb: one client's work in one round, from its share to its committed update."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from tasks.cohorts.probe import Measured, capability_of
 from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
 from tasks.local_work import Effort, LocalWork, ShouldStop, Trained
 from tasks.rounds import keys
+from tasks.rounds.capabilities import Capability
 from tasks.rounds.exchange import MERGE_CODEC
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import (
@@ -76,11 +78,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     manifest_key = round_keys.uplink(client_id, attempt, keys.MANIFEST)
     if (existing := find_record(store, manifest_key, UpdateManifest)) is not None:
         return existing
-    plan = find_record(store, round_keys.plan, RoundPlan)
-    if plan is None:
-        raise RunNotFoundError(
-            f"run {run_id}, round {round_index}", "has no plan", remedy="start the run on the server first"
-        )
+    plan = _plan(store, round_keys)
     invitation = _invitation(plan, client_id, bench)
     share = plan.share_of(invitation)
     message, download_s = _timed(lambda: check_digest(store.get(share.key), share.sha256, share.key))
@@ -99,20 +97,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     data, _ = codec(plan.uplink_codec).encode(thinned, start_at(trained.rank), None)
     update_key = round_keys.uplink(client_id, attempt, keys.UPDATE)
     _, upload_s = _timed(lambda: commit(store, update_key, data))
-    neighbours = bench.config.dispatch.clients_at_once
-    measured = Measured(
-        num_examples=trained.result.num_examples,
-        num_items=sum(one.result.num_items for one in trainings),
-        base_values=bench.base.num_parameters,
-        trained_values=bench.values(trained.effort.rank),
-        training_s=sum(one.result.seconds for one in trainings),
-        free_bytes=trained.free_bytes // neighbours,
-        peak_bytes=trained.peak_bytes if neighbours == 1 else 0,  # measured for the whole process
-        download_bytes=len(message),
-        download_s=download_s,
-        upload_bytes=len(data),
-        upload_s=upload_s,
-    )
+    transfers = Transfers(len(message), download_s, len(data), upload_s)
     manifest = UpdateManifest(
         run_id=run_id,
         round_index=round_index,
@@ -131,7 +116,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         rank=trained.rank if trained.rank < invitation.rank else 0,
         lowered=_lowered(trained, invitation),
         batch_size=trained.effort.batch_size,
-        capability=bench.as_simulated(client_id, capability_of(measured)),
+        capability=bench.as_simulated(client_id, _capability(trainings, transfers, bench)),
     )
     commit(store, manifest_key, encode(manifest))
     return manifest
@@ -153,6 +138,17 @@ def report_failure(
     store.put(round_keys.uplink(client_id, attempt, keys.FAILURE), encode(failure))
 
 
+def _plan(store: ObjectStore, round_keys: RoundKeys) -> RoundPlan:
+    plan = find_record(store, round_keys.plan, RoundPlan)
+    if plan is None:
+        raise RunNotFoundError(
+            f"run {round_keys.run_id}, round {round_keys.round_index}",
+            "has no plan",
+            remedy="start the run on the server first",
+        )
+    return plan
+
+
 def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation:
     if plan.base_digest != bench.base.digest:
         raise BaseModelMismatchError(
@@ -166,6 +162,39 @@ def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation
         if invitation.client_id == client_id:
             return invitation
     raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
+
+
+@dataclass(frozen=True)
+class Transfers:
+    """What a client's share and update took on the way.
+
+    Args:
+        download_bytes: Size of the share [bytes].
+        download_s: Time it took [s].
+        upload_bytes: Size of the update [bytes].
+        upload_s: Time it took [s].
+    """
+
+    download_bytes: int
+    download_s: float
+    upload_bytes: int
+    upload_s: float
+
+
+def _capability(trainings: Sequence[Trained], transfers: Transfers, bench: Workbench) -> Capability:
+    """Say what this machine can do, from all that was trained in the round; memory from the first training."""
+    first, neighbours = trainings[0], bench.config.dispatch.clients_at_once
+    measured = Measured(
+        num_examples=first.result.num_examples,
+        num_items=sum(one.result.num_items for one in trainings),
+        base_values=bench.base.num_parameters,
+        trained_values=bench.values(first.effort.rank),
+        training_s=sum(one.result.seconds for one in trainings),
+        free_bytes=first.free_bytes // neighbours,
+        peak_bytes=first.peak_bytes if neighbours == 1 else 0,  # measured for the whole process
+        **asdict(transfers),
+    )
+    return capability_of(measured)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
