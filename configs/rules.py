@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 FIXED = "fixed"
 PRUNE_SCHEDULER = "hetlora_prune"
-PRIVATE_SCHEDULERS = ("fixed", "sa_annealing", "energy")
-PRIVATE_MEANS = ("fedavg", "zero_pad", "ffa")
 
 _OWN_NETWORKS = {"mlp", "cnn"}
 _IMAGE_KINDS = {*_OWN_NETWORKS, "image_classification"}
@@ -208,9 +206,11 @@ def _privacy_fits(config: ExperimentConfig) -> str:
     if config.privacy.mode == "none":
         return ""
     aggregation, cohort = config.aggregation, config.cohort
+    means = [name for name, row in AGGREGATORS.items() if row.noisable]
+    schedulers = [name for name, row in RANK_SCHEDULERS.items() if not row.follows_clients]
     uncovered = {
-        f"aggregation.name: the noise is made for the means of {', '.join(PRIVATE_MEANS)}; use one of them": (
-            aggregation.name not in PRIVATE_MEANS
+        f"aggregation.name: the noise is made for the means of {', '.join(means)}; use one of them": (
+            aggregation.name not in means
         ),
         "aggregation.weighting: weights move the sum by more than the clip; use uniform": (
             aggregation.weighting != "uniform"
@@ -219,8 +219,8 @@ def _privacy_fits(config: ExperimentConfig) -> str:
         "aggregation.clusters: clusters compare single updates; turn them off": aggregation.clusters.enabled,
         "cohort.overshoot: who takes part is drawn once and for all; set it to 0": cohort.overshoot > 0,
         "cohort.quorum: a round must not tell by failing that few were drawn; leave it at 1": cohort.quorum > 1,
-        f"ranks.schedulers: ranks must not tell who took part; use {' or '.join(PRIVATE_SCHEDULERS)}": (
-            not set(config.ranks.schedulers) <= set(PRIVATE_SCHEDULERS)
+        f"ranks.schedulers: ranks must not tell who took part; use {' or '.join(schedulers)}": (
+            not set(config.ranks.schedulers) <= set(schedulers)
         ),
         "evaluation.diagnostics: they show figures of single updates; turn them off": config.evaluation.diagnostics,
     }

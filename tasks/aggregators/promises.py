@@ -37,6 +37,7 @@ class Aggregator:
             at least the largest seen and, with a previous adapter, larger than any client's if the layer is.
         sends: Factors that cross the link, both ways; the other one stays where it is.
         weighs_by_examples: The weights given decide how much a client counts; False: the method finds its own.
+        noisable: With equal weights it is a plain mean of what clients send, as the noise of private runs asks.
         options: What people may set; keywords of `start`.
         merges: (new global adapter, previous one, module path -> rank that clients train) -> what every client adds to
             its base before the next round; None: nothing.
@@ -57,6 +58,7 @@ class Aggregator:
     rank: Literal["largest", "sum", "bank"] = "largest"
     sends: Literal["both", "a", "b"] = "both"
     weighs_by_examples: bool = True
+    noisable: bool = False
     options: tuple[Option, ...] = ()
     merges: Callable[[LoraAdapter, LoraAdapter, Mapping[str, int]], LoraAdapter] | None = None
 

@@ -33,6 +33,7 @@ AGGREGATORS: dict[str, Aggregator] = {
         needs="sums",
         noop_fixed_point=True,
         downlink="slice",
+        noisable=True,
     ),
     "rbla": Aggregator(
         name="rbla",
@@ -59,6 +60,7 @@ AGGREGATORS: dict[str, Aggregator] = {
         needs="sums",
         noop_fixed_point=False,
         downlink="slice",
+        noisable=True,
         options=(replace(COVERAGE_EXPONENT, default=0.0),),
     ),
     "hetlora": Aggregator(
@@ -88,6 +90,7 @@ AGGREGATORS: dict[str, Aggregator] = {
         needs="sums",
         noop_fixed_point=False,
         downlink="slice",
+        noisable=True,
         sends="b",
     ),
     "fedsa": Aggregator(

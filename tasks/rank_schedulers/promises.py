@@ -21,6 +21,7 @@ class RankScheduler:
         paper: Link to the publication; empty where it is ours.
         propose: Bounds the next round's ranks.
         equal_ranks: Clients with one ceiling get one rank, so that methods which need equal ranks can be scheduled.
+        follows_clients: Its bounds depend on what single clients did, so the size of the global adapter tells of them.
         reads_spectra: It looks at the singular values of the global adapter, which cost an SVD each round.
         options: What people may set; keywords of `propose`.
     """
@@ -30,6 +31,7 @@ class RankScheduler:
     paper: str
     propose: Propose
     equal_ranks: bool
+    follows_clients: bool = False
     reads_spectra: bool = False
     options: tuple[Option, ...] = ()
 

@@ -31,6 +31,7 @@ RANK_SCHEDULERS: dict[str, RankScheduler] = {
         paper="",
         propose=capability,
         equal_ranks=False,
+        follows_clients=True,
         options=CAPABILITY_OPTIONS,
     ),
     "energy": RankScheduler(
@@ -48,6 +49,7 @@ RANK_SCHEDULERS: dict[str, RankScheduler] = {
         paper="",
         propose=budget,
         equal_ranks=False,
+        follows_clients=True,
         options=BUDGET_OPTIONS,
     ),
     "hetlora_prune": RankScheduler(
@@ -56,6 +58,7 @@ RANK_SCHEDULERS: dict[str, RankScheduler] = {
         paper="https://arxiv.org/abs/2401.06432",
         propose=hetlora_prune,
         equal_ranks=False,
+        follows_clients=True,
     ),
 }
 
