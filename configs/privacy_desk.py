@@ -92,5 +92,5 @@ class PrivacyDesk:
             clip_norm=privacy.clip_norm,
             noise_multiplier=privacy.noise_multiplier,
             entropy=np.random.default_rng(int.from_bytes(os.urandom(32), "big")),
-            noised=self.bench.aggregator.sends,
+            noised=self.bench.aggregator.noised,
         )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from configs.sections.options import values_of
 from configs.workbench import Workbench
-from tasks.codecs.table import codec
+from tasks.codecs.table import value_bytes
 from tasks.options import allotted
 from tasks.rank_schedulers import RANK_SCHEDULERS, RankCosts, RankDecision, RankSignals, decide
 from tasks.rank_schedulers.smoothing import smoothed
@@ -63,7 +64,7 @@ class RankDesk:
         """
         ranks = self.bench.config.ranks
         rows = [RANK_SCHEDULERS[name] for name in ranks.schedulers]
-        values = allotted(rows, {option.name: option.value for option in ranks.options})
+        values = allotted(rows, values_of(ranks.options))
         return decide(signals, [(row.name, row.bounds(signals, values[row.name])) for row in rows])
 
     def _signals(
@@ -99,12 +100,12 @@ class RankDesk:
         return min(cohort.cohort_size + cohort.overshoot, everyone) if cohort.cohort_size else everyone
 
     def _costs(self, overhead_bytes: float) -> RankCosts:
-        config = self.bench.config
+        config, exchange = self.bench.config, self.bench.config.exchange
         return RankCosts(
             values=self.bench.values,
             base_values=self.bench.base.num_parameters,
-            uplink_bytes=codec(config.exchange.uplink_codec).value_bytes,
-            downlink_bytes=codec(config.exchange.downlink_codec).value_bytes,
+            uplink_bytes=value_bytes(exchange.uplink_codec, values_of(exchange.uplink_options)),
+            downlink_bytes=value_bytes(exchange.downlink_codec, values_of(exchange.downlink_options)),
             overhead_bytes=overhead_bytes,
             deadline_s=config.cohort.deadline_s,
         )

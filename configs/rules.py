@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from configs.exchange_rules import EXCHANGE_RULES
 from configs.sections import NO_RULE
+from configs.sections.options import GivenOption, values_of
+from configs.stages import whole_model_fits
 from tasks.aggregators.promises import Aggregator
 from tasks.aggregators.robust.table import ROBUST_RULES, misfit
+from tasks.aggregators.surrogates import SURROGATES
 from tasks.aggregators.table import AGGREGATORS
+from tasks.codecs.table import CODECS
+from tasks.cohorts.selections.table import SELECTIONS
 from tasks.errors import RankweaveError
+from tasks.lazy.table import LAZY_RULES
 from tasks.local_methods.table import LOCAL_METHODS
 from tasks.options import HasOptions, Value, allotted, chosen
 from tasks.rank_schedulers.table import RANK_SCHEDULERS
@@ -24,20 +31,6 @@ _OWN_NETWORKS = {"mlp", "cnn"}
 _IMAGE_KINDS = {*_OWN_NETWORKS, "image_classification"}
 _LANGUAGE_METRICS = {"loss", "perplexity", "token_accuracy"}
 _CLASS_METRICS = {"accuracy", "macro_f1", "loss"}
-
-
-class GivenOption(Protocol):
-    """One option as a form holds it."""
-
-    @property
-    def name(self) -> str:
-        """Which option."""
-        ...
-
-    @property
-    def value(self) -> Value:
-        """What it is set to."""
-        ...
 
 
 def _quorum_fits(config: ExperimentConfig) -> str:
@@ -89,21 +82,26 @@ def _names_are_chosen_once(config: ExperimentConfig) -> str:
 
 
 def _options_fit_methods(config: ExperimentConfig) -> str:
-    aggregation, ranks, training = config.aggregation, config.ranks, config.training
+    aggregation, ranks, training, exchange = config.aggregation, config.ranks, config.training, config.exchange
     if aggregation.robust == NO_RULE and aggregation.robust_options:
         return "aggregation.robust_options: there is no robust rule to take them; set aggregation.robust"
     robust = [] if aggregation.robust == NO_RULE else [ROBUST_RULES[aggregation.robust]]
-    families: list[tuple[str, Sequence[HasOptions], Sequence[GivenOption]]] = [
+    families: list[tuple[str, Sequence[HasOptions], Sequence[GivenOption[Value]]]] = [
         ("aggregation.options", [AGGREGATORS[aggregation.name]], aggregation.options),
         ("aggregation.robust_options", robust, aggregation.robust_options),
         ("ranks.options", [RANK_SCHEDULERS[name] for name in ranks.schedulers], ranks.options),
         ("training.options", [LOCAL_METHODS[name] for name in training.local_methods], training.options),
+        ("exchange.uplink_options", [CODECS[exchange.uplink_codec]], exchange.uplink_options),
+        ("exchange.lazy_options", [LAZY_RULES[exchange.lazy]], exchange.lazy_options),
+        ("cohort.selection_options", [SELECTIONS[config.cohort.selection]], config.cohort.selection_options),
+        ("aggregation.surrogate_options", [SURROGATES], aggregation.surrogate_options),
+        ("exchange.downlink_options", [CODECS[exchange.downlink_codec]], exchange.downlink_options),
     ]
     for field, rows, given in families:
         if len({option.name for option in given}) < len(given):
             return f"{field}: an option is set twice; keep one of the two"
         try:
-            values = allotted(rows, {option.name: option.value for option in given})
+            values = allotted(rows, values_of(given))
             for row in rows:
                 chosen(row.name, row.options, values[row.name])
         except RankweaveError as error:
@@ -125,6 +123,12 @@ def _local_methods_fit(config: ExperimentConfig) -> str:
                 "does not train every round; use lora, or another aggregator"
             )
     guards, penalties = [m.name for m in rows if m.guards_examples], [m.name for m in rows if m.penalises]
+    partial = [m.name for m in rows if m.leaves_out]
+    if guards and partial:
+        return (
+            f"training.local_methods: {guards[0]} clips by all slots' gradients, and {partial[0]} trains without some; "
+            "keep one of them"
+        )
     if guards and penalties:
         return (
             f"training.local_methods: {guards[0]} sees the task's gradients alone, and {penalties[0]} adds to the loss; "
@@ -169,7 +173,7 @@ def _robust_rule_has_clients(config: ExperimentConfig) -> str:
     if aggregation.robust == NO_RULE:
         return ""
     rule = ROBUST_RULES[aggregation.robust]
-    fewest = rule.fewest_updates({option.name: option.value for option in aggregation.robust_options})
+    fewest = rule.fewest_updates(values_of(aggregation.robust_options))
     if config.cohort.quorum < fewest:
         return f"cohort.quorum: {aggregation.robust} needs {fewest} updates or more; raise it, or use another rule"
     if fewest > 1 and aggregation.clusters.enabled:
@@ -223,6 +227,9 @@ def _privacy_fits(config: ExperimentConfig) -> str:
             not set(config.ranks.schedulers) <= set(schedulers)
         ),
         "evaluation.diagnostics: they show figures of single updates; turn them off": config.evaluation.diagnostics,
+        "cohort.byte_budget_mb: a run must not tell by its end how many were drawn; set it to 0": (
+            cohort.byte_budget_mb > 0
+        ),
     }
     return next((reason for reason, applies in uncovered.items() if applies), "")
 
@@ -281,7 +288,9 @@ _RULES: tuple[Callable[[ExperimentConfig], str], ...] = (
     _robust_rule_has_clients,
     _clusters_fit_clients,
     _personal_adapter_fits,
+    whole_model_fits,
     _privacy_fits,
+    *EXCHANGE_RULES,
     _weighting_has_quality,
     _source_fits_model,
     _model_has_location,

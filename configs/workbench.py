@@ -14,17 +14,26 @@ import numpy as np
 
 from configs.experiment import ExperimentConfig
 from configs.sections import NO_RULE
+from configs.sections.options import values_of
+from configs.stages import initiates_whole, on_whole_model, rounds_on_whole_model
+from tasks.adapters.core import core_start
 from tasks.adapters.lora import LoraAdapter, LoraPair, prefix
+from tasks.adapters.thin import Parts
 from tasks.aggregators.fold import Fold
 from tasks.aggregators.robust.screen import ScreenedFold
 from tasks.aggregators.robust.table import robust_rule
 from tasks.aggregators.table import Aggregator, aggregator
+from tasks.codecs.codec import Codec, Trip
+from tasks.codecs.table import codec, wire
 from tasks.data.examples import Examples
 from tasks.data.partitions import Partition, PartitionSpec, partition
 from tasks.data.prepare import prepare_examples
 from tasks.data.sources import RawData, SourceSpec, read_source
 from tasks.errors import ConfigError
+from tasks.lazy.rules import Rule
+from tasks.lazy.table import lazy_rule
 from tasks.local_methods.hooks import LocalMethod, Occasion
+from tasks.local_methods.promises import LocalMethodRow, trained_in
 from tasks.local_methods.table import LOCAL_METHODS
 from tasks.local_methods.together import Together
 from tasks.options import allotted
@@ -32,6 +41,7 @@ from tasks.rank_schedulers import initial_ranks, module_ranks
 from tasks.rounds.capabilities import Capability
 from tasks.rounds.exchange import Exchange
 from tasks.rounds.ledger import adapter_parameters
+from tasks.rounds.records import RoundPlan
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import LoraSpec, adapted_modules, initial_adapter, peft_config
 from tasks.training.loop import TrainingSpec
@@ -40,6 +50,9 @@ from tasks.training.models import BaseModel, BaseModelSpec, load_base
 from tasks.training.spec import resolve_device
 
 TEXT_KINDS = {"sequence_classification", "causal_lm"}
+
+
+_SHARED_BY_STAGES = ("raw", "train", "test", "partition", "base")
 
 
 class Workbench:
@@ -60,7 +73,7 @@ class Workbench:
             DataError: The data cannot be read or partitioned.
             ModelError: The model cannot be loaded or adapted.
         """
-        _ = self.train, self.test, self.ceilings
+        _ = self.train, self.test, self.ceilings, self.stage(0).ceilings
         self._check_cohort()
         return self
 
@@ -248,6 +261,7 @@ class Workbench:
             dropout=lora.dropout,
             bias=lora.bias,
             modules_to_save=tuple(lora.modules_to_save),
+            whole_model=lora.whole_model,
         )
 
     @cached_property
@@ -309,6 +323,8 @@ class Workbench:
             rank: The client's rank.
         """
         slots = self.module_ranks(rank)
+        if not slots:
+            return rank
         widest = [path for path, count in slots.items() if count == max(slots.values())]
         fitting = (r for r in range(rank, 0, -1) if all(self.module_ranks(r)[path] <= kept[path] for path in widest))
         return next(fitting, 1)
@@ -326,13 +342,44 @@ class Workbench:
         given = machines[self.clients.index(client_id) % len(machines)].model_dump()
         return msgspec.structs.replace(measured, **{name: value for name, value in given.items() if value > 0})
 
-    def initial_adapter(self) -> LoraAdapter:
-        """Return the adapter of round 0: B = 0, so it changes nothing yet."""
-        return self._initial
+    def loses(self, round_index: int, client_id: str) -> bool:
+        """Tell whether the simulated link loses a client's answer in a round; every attempt of it, or none."""
+        dispatch = self.config.dispatch
+        if dispatch.mode != "inline" or dispatch.simulated_loss == 0:
+            return False
+        seed = derive_seed(self.config.seed, "loss", round_index, client_id)
+        return np.random.default_rng(seed).random() < dispatch.simulated_loss
+
+    def initial_adapter(self, rounds_done: int = 0) -> LoraAdapter:
+        """Return the adapter that a stage of the run starts from: B = 0, so it changes nothing yet.
+
+        Args:
+            rounds_done: Rounds before the stage; 0 for the adapter of round 0.
+        """
+        return self.stage(rounds_done)._initial
+
+    def stage(self, rounds_done: int) -> "Workbench":
+        """Return what the next round trains with: this bench, or its like on the whole model while the run initiates.
+
+        Args:
+            rounds_done: Rounds so far that made a new global adapter.
+        """
+        if self.config.model.lora.whole_model or not initiates_whole(self.config):
+            return self
+        return self._whole if rounds_done < rounds_on_whole_model(self.config, self.base.num_parameters) else self
+
+    @cached_property
+    def _whole(self) -> "Workbench":
+        bench = Workbench(on_whole_model(self.config))
+        bench.__dict__.update({name: getattr(self, name) for name in _SHARED_BY_STAGES if name in self.__dict__})
+        return bench
 
     @cached_property
     def _initial(self) -> LoraAdapter:
-        return initial_adapter(self.base, self.lora, self.ceilings, seed=derive_seed(self.config.seed, "adapter"))
+        drawn = initial_adapter(self.base, self.lora, self.ceilings, seed=derive_seed(self.config.seed, "adapter"))
+        if self.aggregator.sends == "core":
+            return core_start(drawn, seed=derive_seed(self.config.seed, "cores"))
+        return drawn
 
     def base_with(self, additions: Mapping[str, LoraAdapter]) -> BaseModel:
         """Return the base model with updates added to its weights; the last one made is kept for the next client.
@@ -355,22 +402,73 @@ class Workbench:
     def fold(self) -> Fold:
         """Start an aggregation: the method with its options, behind the robust rule if there is one."""
         aggregation = self.config.aggregation
-        start = partial(self.aggregator.fold, {option.name: option.value for option in aggregation.options})
+        start = partial(self.aggregator.fold, values_of(aggregation.options))
         if aggregation.robust == NO_RULE:
             return start()
-        values = {option.name: option.value for option in aggregation.robust_options}
+        values = values_of(aggregation.robust_options)
         return ScreenedFold(start, robust_rule(aggregation.robust).start(values))
 
     @property
-    def exchange(self) -> Exchange:
-        """What of an adapter crosses the link; clients of a stacking method start from factors of their own."""
-        row = self.aggregator
+    def uplink_codec(self) -> Codec:
+        """How updates are encoded, and what that promises."""
+        return codec(self.config.exchange.uplink_codec)
+
+    @property
+    def downlink_codec(self) -> Codec:
+        """How shares are encoded, and what that promises."""
+        return codec(self.config.exchange.downlink_codec)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether clients may skip an upload."""
+        return lazy_rule(self.config.exchange.lazy).may_skip
+
+    @cached_property
+    def lazy_rule(self) -> Rule:
+        """When a client may skip an upload."""
+        return lazy_rule(self.config.exchange.lazy).rule(values_of(self.config.exchange.lazy_options))
+
+    @property
+    def is_downlink_lossy(self) -> bool:
+        """Whether clients may start from something else than the server meant."""
+        return not self.downlink_codec.is_exact
+
+    def exchange(self, plan: RoundPlan) -> Exchange:
+        """Return how shares and updates of a planned round are thinned and encoded."""
+        return self.exchange_in(plan.round_index, plan.rounds_done)
+
+    def exchange_in(self, round_index: int, rounds_done: int) -> Exchange:
+        """Return how shares and updates of a round are thinned and encoded.
+
+        Clients of a stacking method start from factors of their own.
+
+        Args:
+            round_index: The round.
+            rounds_done: Rounds before it that made a global adapter, by which factors may take turns.
+        """
+        row, exchange = self.aggregator, self.config.exchange
         return Exchange(
-            downlink="none" if row.downlink == "stack" else row.sends,
-            uplink=row.sends,
+            downlink="none" if row.downlink == "stack" else self._downlink_parts,
+            uplink=row.sends if row.sends != "both" else trained_in(self._local_methods, rounds_done),
             known=self._known_pairs,
             cut=self.cut_to,
+            down=wire(exchange.downlink_codec, values_of(exchange.downlink_options)),
+            up=wire(exchange.uplink_codec, values_of(exchange.uplink_options)),
+            trip=Trip(round_index, derive_seed(self.config.seed, "codec", round_index)),
         )
+
+    @property
+    def _downlink_parts(self) -> Parts:
+        """Factors that shares are sent with: not the one that no client ever trains and no aggregation changes."""
+        row = self.aggregator
+        keeps_a = row.averages == "slots" and row.downlink == "slice" and row.noop_fixed_point and not self.moves_ranks
+        if row.sends == "both" and keeps_a and any(method.trains == "b" for method in self._local_methods):
+            return "b"
+        return row.sends
+
+    @property
+    def _local_methods(self) -> list[LocalMethodRow]:
+        return [LOCAL_METHODS[name] for name in self.config.training.local_methods]
 
     def _known_pairs(self, round_index: int, client_id: str, ranks: Mapping[str, int]) -> Mapping[str, LoraPair]:
         """Return what a client can tell without being sent it: drawn anew where the method starts anew, or round 0's.
@@ -397,10 +495,9 @@ class Workbench:
         Args:
             occasion: Whose training.
         """
-        named = [LOCAL_METHODS[name] for name in self.config.training.local_methods]
         # What hides examples hooks into whatever trains, so it starts when the others have frozen what does not.
-        rows = sorted(named, key=lambda row: row.guards_examples)
-        values = allotted(rows, {option.name: option.value for option in self.config.training.options})
+        rows = sorted(self._local_methods, key=lambda row: row.guards_examples)
+        values = allotted(rows, values_of(self.config.training.options))
         return Together(occasion, [row.method(occasion, values[row.name]) for row in rows])
 
     @property

@@ -17,12 +17,13 @@ Exit codes:
   0  done as promised
   1  failed
   2  bad usage or config
-  3  byte budget spent (reserved)
+  3  byte budget spent: stopped before its last round, with what it had
   4  gate not passed (reserved)
   5  quorum not met
   6  conflict with what is already there
   7  cancelled; `rankweave resume RUN_ID` goes on
 """
+BUDGET_SPENT = 3
 CANCELLED = 7
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
@@ -43,7 +44,7 @@ def run(config: str, overrides: tuple[str, ...], as_json: bool) -> None:  # noqa
     """Run CONFIG, a YAML file or the name of a preset, to its end."""
     from flows.console import run_config
 
-    _print(run_config(config, list(overrides), quiet=as_json), as_json=as_json)
+    _end(run_config(config, list(overrides), quiet=as_json), as_json=as_json)
 
 
 @cli.command()
@@ -53,7 +54,7 @@ def resume(run_id: str, as_json: bool) -> None:  # noqa: FBT001  # click passes 
     """Go on with RUN_ID after a crash, a cancel or a lost quorum."""
     from flows.console import resume_run
 
-    _print(resume_run(run_id, quiet=as_json), as_json=as_json)
+    _end(resume_run(run_id, quiet=as_json), as_json=as_json)
 
 
 @cli.command()
@@ -63,6 +64,19 @@ def status(as_json: bool) -> None:  # noqa: FBT001  # click passes flags so
     from flows.console import list_runs
 
     _print(list_runs(), as_json=as_json)
+
+
+@cli.command()
+@click.argument("run_id")
+@click.option("--by", type=click.Choice(["round", "client", "kind"]), default="round", help="What rows stand for.")
+@click.option("--csv", "csv_file", default="", type=click.Path(dir_okay=False), help="Write the bill's lines here.")
+@click.option("--plot", default="", type=click.Path(dir_okay=False), help="Draw quality against bytes here, as a PNG.")
+@as_json
+def ledger(run_id: str, by: str, csv_file: str, plot: str, as_json: bool) -> None:  # noqa: FBT001  # click passes flags so
+    """Show what the clients of RUN_ID moved, and what would have moved otherwise; also while it runs."""
+    from flows.ledger import show_ledger
+
+    _print(show_ledger(run_id, by=by, csv_file=csv_file, plot=plot), as_json=as_json)
 
 
 @cli.command()
@@ -148,6 +162,13 @@ def _print(result: dict[str, object], *, as_json: bool) -> None:
         click.echo(json.dumps(result, sort_keys=True))
     elif text:
         click.echo(text)
+
+
+def _end(summary: dict[str, object], *, as_json: bool) -> None:
+    """Print how a run ended, and end with the code for it."""
+    _print(summary, as_json=as_json)
+    if summary["outcome"] == "byte_budget":
+        sys.exit(BUDGET_SPENT)
 
 
 def main() -> NoReturn:

@@ -10,6 +10,7 @@ from prefect import flow
 from configs.loading import parse_config
 from configs.workbench import Workbench
 from infra.engine import retry_transient
+from infra.metered_store import Meter, MeteredStore
 from infra.object_store import ObjectStore, open_store
 from infra.run_store import read_run
 from infra.settings import read_settings
@@ -40,8 +41,8 @@ def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 
         RunNotFoundError: This machine's store holds no such run.
         DeadlineExceededError: The round was closed before this run began, or training took too long.
     """
-    store_url = read_settings().store_url
-    store, round_keys = open_store(store_url), RoundKeys(run_id, round_index)
+    store_url, meter = read_settings().store_url, Meter()
+    store, round_keys = MeteredStore(open_store(store_url), meter), RoundKeys(run_id, round_index)
     config = parse_config(read_run(store, run_id).config, f"run {run_id}")
     _refuse_closed_round(store, round_keys, client_id)
     work = partial(
@@ -53,9 +54,11 @@ def client_update(run_id: str, round_index: int, client_id: str, attempt: int = 
         attempt=attempt,
         bench=Workbench(config),
         should_stop=until(config.cohort.deadline_s),
+        meter=meter,
     )
+    report = partial(report_failure, store, round_keys, client_id=client_id, attempt=attempt, meter=meter)
     with limited_threads(config.training.cpu_threads):
-        outcome = _work_and_report(work, store, round_keys, client_id, attempt)
+        outcome = _work_and_report(work, report, client_id)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome.update_sha256
@@ -76,6 +79,7 @@ def run_client(
         bench: Data and base model, shared by all clients of this process.
         should_stop: Asked at every step.
     """
+    meter, round_keys = Meter(), RoundKeys(run_id, round_index)
     work = partial(
         train_client.fn,
         store_url,
@@ -85,20 +89,22 @@ def run_client(
         attempt=ticket.attempt,
         bench=bench,
         should_stop=should_stop,
+        meter=meter,
     )
-    retried = partial(retry_transient, work)
-    _work_and_report(retried, open_store(store_url), RoundKeys(run_id, round_index), ticket.client_id, ticket.attempt)
+    store, client, attempt = open_store(store_url), ticket.client_id, ticket.attempt
+    report = partial(report_failure, store, round_keys, client_id=client, attempt=attempt, meter=meter)
+    _work_and_report(partial(retry_transient, work), report, client)
 
 
 def _work_and_report(
-    work: Callable[[], UpdateManifest], store: ObjectStore, round_keys: RoundKeys, client_id: str, attempt: int
+    work: Callable[[], UpdateManifest], report: Callable[..., None], client_id: str
 ) -> UpdateManifest | Exception:
     """Do a client's work; what goes wrong is written down as a failure that the server reads, and returned."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001  # a client's run boundary: the one place where anything is caught
         try:
-            report_failure(store, round_keys, client_id=client_id, attempt=attempt, error=error)
+            report(error=error)
         except StoreError as silence:
             # Then the server counts the client as missing; the other clients of this process go on.
             logging.getLogger(__name__).warning("client %s failed, and could not say so: %s", client_id, silence)

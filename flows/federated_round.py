@@ -39,7 +39,7 @@ def federated_round(run: RunHandle, round_index: int, previous: RoundRecord, ben
 
 
 def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workbench) -> RoundRecord:
-    config = bench.config
+    config, bench = bench.config, bench.stage(previous.rounds_done)
     tell(Progress(run.run_id, round_index, config.rounds, "plan"))
     planned = plan_round(run, round_index, previous, bench)
     plan = planned.plan
@@ -54,7 +54,7 @@ def _steps(run: RunHandle, round_index: int, previous: RoundRecord, bench: Workb
         return close_round(run, plan, collection, previous, bench, result=RoundResult(ranks))
     clustered = config.aggregation.clusters.enabled
     grouping = group_updates(plan, collection, previous, run.store_url, bench) if clustered else one_group(collection)
-    judged = tuple(_judge(run, plan, group, previous, bench) for group in grouping.groups)
+    judged = tuple(_judge(run, plan, group, previous.as_cut(plan), bench) for group in grouping.groups)
     ranks = reschedule_ranks(plan, collection, judged, previous, run.store_url, bench)
     figures = overall(judged) | PrivacyDesk(bench).figures(previous.rounds_done + 1)
     result = RoundResult(ranks, judged, grouping.labels, figures)

@@ -1,10 +1,11 @@
-"""The run: start or go on, round after round, until all rounds are done, the target is reached, or quorum is lost."""
+"""The run: start or go on, round after round, until all are done, the target is reached, or a budget or quorum lost."""
 
 from datetime import UTC, datetime
 
 from prefect import flow, tags
 from prefect.runtime import flow_run
 
+from configs.byte_desk import ByteDesk
 from configs.experiment import ExperimentConfig
 from configs.loading import parse_config
 from configs.privacy_desk import PrivacyDesk
@@ -22,7 +23,7 @@ from tasks.evaluation.metrics import HIGHER_IS_BETTER
 from tasks.finish_run import abandon_run, finish_run
 from tasks.open_run import open_run
 from tasks.rounds.records import TRAINED, RoundRecord
-from tasks.rounds.summary import RunHandle, RunSummary
+from tasks.rounds.summary import BYTE_BUDGET, RunHandle, RunSummary
 from tasks.training.spec import limited_threads
 
 
@@ -60,8 +61,7 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
     tell(Progress(run.run_id, record.round_index, config.rounds, "start", rounds_done=done, metrics=record.metrics))
     page = RunPage(run, config.rounds, config.metric)
     num_failed = 0
-    privacy = PrivacyDesk(bench)
-    while done < config.rounds and not _target_reached(record, config) and privacy.allows(done + 1):
+    while not (outcome := _outcome(record, bench)):
         with tags("rankweave", run.run_id):
             record = federated_round(run, record.round_index + 1, record, bench)
         done += record.outcome in TRAINED
@@ -71,7 +71,6 @@ def _train(run: RunHandle, bench: Workbench) -> RunSummary:
             raise _quorum_lost(run, record, config)
     if config.training.keeps_personal and config.dispatch.mode == "inline":
         fuse_here(run.store_url, run.run_id, bench, bench.clients)
-    outcome = _outcome(record, config)
     summary = finish_run(run, bench, outcome=outcome)
     page.show_result(summary, read_records(store, run.run_id))
     return summary
@@ -91,10 +90,15 @@ def _handle(config: ExperimentConfig, settings: Settings) -> RunHandle:
     return RunHandle(run_id, settings.store_url, settings.mlflow_uri, experiment=config.name)
 
 
-def _outcome(record: RoundRecord, config: ExperimentConfig) -> str:
-    if record.rounds_done >= config.rounds:
-        return "committed"
-    return "target_reached" if _target_reached(record, config) else "privacy_budget"
+def _outcome(record: RoundRecord, bench: Workbench) -> str:
+    """Say why no other round is to start after this record; empty where one is."""
+    reasons = {
+        "committed": record.rounds_done >= bench.config.rounds,
+        "target_reached": _target_reached(record, bench.config),
+        "privacy_budget": not PrivacyDesk(bench).allows(record.rounds_done + 1),
+        BYTE_BUDGET: not ByteDesk(bench).allows(record),
+    }
+    return next((outcome for outcome, applies in reasons.items() if applies), "")
 
 
 def _target_reached(record: RoundRecord, config: ExperimentConfig) -> bool:

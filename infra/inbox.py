@@ -1,33 +1,31 @@
 """A round's inbox: finds uploads in the store, admits or refuses each, and books what moved."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
 
+from msgspec.structs import replace
+
+from infra.booking import booked, read_claim
 from infra.object_store import ObjectStore
+from infra.round_reader import RoundReader
 from infra.run_store import find_record, quarantine
 from tasks.adapters.admission import admit
-from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.products import adapter_distance
-from tasks.codecs.table import codec
-from tasks.errors import ObjectNotFoundError, RankweaveError, RecordFormatError, Transient, UpdateRefusedError
+from tasks.errors import RankweaveError, RecordFormatError, Transient, UpdateRefusedError
 from tasks.rounds import keys
 from tasks.rounds.admission import admit_manifest, check_update_size
 from tasks.rounds.exchange import Exchange
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.ledger import LedgerLine
+from tasks.rounds.ledger import LedgerLine, exceeding, of_round
 from tasks.rounds.records import (
     Acceptance,
     ClientFailure,
     Collection,
     Invitation,
-    Merge,
     Refusal,
     RoundPlan,
     UpdateManifest,
-    check_digest,
     decode,
-    encode,
     sha256,
 )
 
@@ -36,9 +34,6 @@ _REASONS = {
     "ObjectNotFoundError": "incomplete",
     "NonFiniteUpdateError": "non-finite",
 }
-_WORDS = {keys.UPDATE: "update", keys.MANIFEST: "manifest", keys.FAILURE: "failure"}
-MAX_RECORD_BYTES = 1024 * 1024
-"""A manifest or a word of failure larger than this is none, and is not read to its end."""
 MAX_WORDS = 2000
 """Refusals quote clients; what they say is cut to this length."""
 
@@ -50,7 +45,7 @@ class Inbox:
     Args:
         store: Where clients upload.
         plan: Who was invited to what.
-        exchange: What of an adapter is sent, and what a client knows without.
+        exchange: What of an adapter is sent, in which encoding, and what a client knows without.
     """
 
     store: ObjectStore
@@ -89,7 +84,7 @@ class Inbox:
         """Say who counts, who does not and who never answered."""
         invited = {invitation.client_id for invitation in self.plan.invitations}
         late, late_lines = self._late()
-        lines = [*late_lines, *_booked(self.store, self.plan)]
+        lines = [*late_lines, *booked(self.store, self.plan)]
         counted = {(acceptance.client_id, acceptance.attempt) for acceptance in self.accepted.values()}
         return Collection(
             accepted=tuple(self.accepted[client] for client in sorted(self.accepted)),
@@ -102,16 +97,20 @@ class Inbox:
     def _answered(self) -> set[str]:
         return {*self.accepted, *(client for client, _ in self.refused)}
 
+    @cached_property
+    def _reader(self) -> RoundReader:
+        return RoundReader(self.store, self.plan, self.exchange)
+
     def _take(self, invitation: Invitation, attempt: int) -> None:
-        client, share = invitation.client_id, self.plan.share_of(invitation)
+        client = invitation.client_id
         # Read outside the try: a damaged share is the server's own fault, no client's.
-        message = check_digest(self.store.get(share.key), share.sha256, share.key)
-        sent = codec(self.plan.downlink_codec).decode(message, None)
+        self._reader.start(invitation)
         try:
-            self.accepted[client] = self._admit(invitation, attempt, sent)
+            self.accepted[client] = self._admit(invitation, attempt)
         except RankweaveError as error:
             if isinstance(error, Transient):  # the store's fault, not the client's: the step is retried
                 raise
+            self._reader.held(invitation)  # if that is damaged, the fault is the server's again
             self._refuse(self.keys, client, attempt, _reason(error), str(error))
 
     def _refuse(self, round_keys: RoundKeys, client: str, attempt: int, reason: str, detail: str) -> Refusal:
@@ -128,20 +127,18 @@ class Inbox:
         quarantine(self.store, round_keys.quarantine(client, attempt), reason, detail)
         return refusal
 
-    def _admit(self, invitation: Invitation, attempt: int, share: LoraAdapter) -> Acceptance:
+    def _admit(self, invitation: Invitation, attempt: int) -> Acceptance:
         client = invitation.client_id
         subject = f"client {client}, round {self.plan.round_index}"
         manifest_key = self.keys.uplink(client, attempt, keys.MANIFEST)
-        claim = _read_record(self.store, manifest_key)
+        claim = read_claim(self.store, manifest_key)
         manifest = decode(UpdateManifest, claim, manifest_key)
         admit_manifest(manifest, self.plan, invitation, attempt)
-        start = self.exchange.start(self.plan, invitation, share, manifest.rank)
-        update_key = self.keys.uplink(client, attempt, keys.UPDATE)
-        check_update_size(self.store.size(update_key) or 0, start, subject)
-        data = check_digest(self.store.get(update_key), manifest.update_sha256, update_key)
-        sent = codec(self.plan.uplink_codec).decode(data, start)
-        update = admit(self.exchange.update(sent, start, subject), start, subject=subject)
-        return Acceptance(
+        start = self._reader.start(invitation, manifest.rank)
+        if not manifest.skipped:
+            update_key = self.keys.uplink(client, attempt, keys.UPDATE)
+            check_update_size(self.store.size(update_key) or 0, start, subject)
+        acceptance = Acceptance(
             client_id=client,
             attempt=attempt,
             rank=manifest.rank or invitation.rank,
@@ -151,16 +148,20 @@ class Inbox:
             manifest_sha256=sha256(claim),
             update_sha256=manifest.update_sha256,
             num_examples=manifest.num_examples,
-            update_norm=adapter_distance(update, start),
+            update_norm=0.0,
             training_s=manifest.training_s,
             metrics=manifest.metrics,
+            held_sha256=manifest.held_sha256,
+            skipped=manifest.skipped,
         )
+        update = admit(self._reader.update(acceptance), start, subject=subject)
+        return replace(acceptance, update_norm=adapter_distance(update, start))
 
     def _take_failure(self, client: str, attempt: int) -> None:
         """Believe the key, not the words, about who failed: the words are the client's."""
         key = self.keys.uplink(client, attempt, keys.FAILURE)
         try:
-            failure = decode(ClientFailure, _read_record(self.store, key), key)
+            failure = decode(ClientFailure, read_claim(self.store, key), key)
         except (RecordFormatError, UpdateRefusedError) as error:
             self._refuse(self.keys, client, attempt, _reason(error), str(error))
         else:
@@ -173,13 +174,7 @@ class Inbox:
         plan = find_record(self.store, before.plan, RoundPlan)
         if fixed is None or plan is None:
             return (), []
-        # Merges are booked once an attempt: a manifest that came late may say less than was booked without it.
-        merged = {(line.client_id, line.attempt) for line in fixed.ledger if line.what == "merge"}
-        lines = [
-            line
-            for line in _booked(self.store, plan)
-            if line not in fixed.ledger and not (line.what == "merge" and (line.client_id, line.attempt) in merged)
-        ]
+        lines = exceeding(booked(self.store, plan), of_round(fixed.ledger, before.round_index))
         late = [
             self._refuse(
                 before,
@@ -192,52 +187,6 @@ class Inbox:
             if line.what == "manifest" and line.client_id in fixed.missing
         ]
         return tuple(late), lines
-
-
-def _booked(store: ObjectStore, plan: RoundPlan) -> list[LedgerLine]:
-    """Book every object that lies under a round's uplink, and one plan and one share for each attempt behind it.
-
-    Whether it counted does not matter: refused, repeated and orphaned uploads crossed the link as well.
-    """
-    round_keys = RoundKeys(plan.run_id, plan.round_index)
-    invitations = {invitation.client_id: invitation for invitation in plan.invitations}
-    plan_bytes, lines, attempts = len(encode(plan)), [], set()
-    for found in store.list(round_keys.uplinks):
-        parsed = round_keys.parse_uplink(found.key)
-        if parsed is None or parsed[0] not in invitations:
-            continue
-        client, attempt, name = parsed
-        attempts.add((client, attempt))
-        lines.append(_line(client, attempt, "uplink", _WORDS.get(name, "other"), found.size))
-    for client, attempt in attempts:
-        lines.append(_line(client, attempt, "downlink", "plan", plan_bytes))
-        share = plan.share_of(invitations[client])
-        lines.append(_line(client, attempt, "downlink", "share", share.num_bytes))
-        if merges := plan.merges_of(invitations[client]):
-            fetched = _fetched(store, round_keys.uplink(client, attempt, keys.MANIFEST), merges)
-            lines.append(_line(client, attempt, "downlink", "merge", fetched))
-    return lines
-
-
-def _fetched(store: ObjectStore, manifest_key: str, merges: tuple[Merge, ...]) -> int:
-    """Count the bytes of the merges that an attempt had to download; all of them where it left no word about that."""
-    rounds = {merge.round_index for merge in merges}
-    with suppress(ObjectNotFoundError, RecordFormatError, UpdateRefusedError):  # then booked at most, never too low
-        rounds &= set(decode(UpdateManifest, _read_record(store, manifest_key), manifest_key).fetched)
-    return sum(merge.num_bytes for merge in merges if merge.round_index in rounds)
-
-
-def _read_record(store: ObjectStore, key: str) -> bytes:
-    data = store.get_range(key, 0, MAX_RECORD_BYTES + 1)
-    if len(data) > MAX_RECORD_BYTES:
-        raise UpdateRefusedError(
-            key, "is too large to be a record", reason="too-large", expected=f"at most {MAX_RECORD_BYTES} bytes"
-        )
-    return data
-
-
-def _line(client: str, attempt: int, direction: Literal["uplink", "downlink"], what: str, num_bytes: int) -> LedgerLine:
-    return LedgerLine(client_id=client, attempt=attempt, direction=direction, what=what, num_bytes=num_bytes)
 
 
 def _reason(error: RankweaveError) -> str:

@@ -20,18 +20,28 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
+WHOLE_PREFIX = "whole/"
+"""What the files of a second PEFT folder begin with: a whole model, which is merged into the base model first."""
 DEFAULT_MAX_NEW_TOKENS = 64
 
 # Written out, not inferred: MLflow would load the model in another process to find them, at every round.
 # Rankweave's own requirements bring the rest; MLflow checks each name that stands here, at every round.
 _REQUIREMENTS = ("rankweave", "torch", "peft", "transformers")
 
+_LOADED_BY_HAND = """The adapter in `adapter` does not stand on the base model of `base.json` itself, but on what
+federated training made of it first, which is in `whole`. `mlflow.pyfunc.load_model` sees to that. By hand:
+
+    base = PeftModel.from_pretrained(base, "whole").merge_and_unload()
+    model = PeftModel.from_pretrained(base, "adapter")
+"""
+
 
 def adapter_digest(adapter_files: Mapping[str, bytes]) -> str:
     """Return the digest that names an adapter.
 
     Args:
-        adapter_files: The PEFT directory: file name -> content.
+        adapter_files: The PEFT directory: file name -> content; names that begin with `WHOLE_PREFIX` are those of the
+            whole model that the adapter stands on.
 
     Returns:
         SHA-256 of `adapter_model.safetensors` in hex, as `sha256sum` prints it.
@@ -39,8 +49,10 @@ def adapter_digest(adapter_files: Mapping[str, bytes]) -> str:
     Raises:
         AdapterFormatError: The files are not those of a PEFT directory.
     """
-    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in adapter_files]
-    nested = [name for name in adapter_files if Path(name).name != name]
+    whole = _whole_files(adapter_files)
+    folders = [adapter_files, whole] if whole else [adapter_files]
+    missing = [name for folder in folders for name in (WEIGHTS_FILE, CONFIG_FILE) if name not in folder]
+    nested = [name for name in adapter_files if Path(name).name != name.removeprefix(WHOLE_PREFIX)]
     if missing or nested:
         raise AdapterFormatError(
             "adapter to publish",
@@ -54,11 +66,11 @@ def adapter_digest(adapter_files: Mapping[str, bytes]) -> str:
 def build_model(
     folder: Path, adapter_files: Mapping[str, bytes], *, base_spec: Mapping[str, object], base_digest: str
 ) -> Path:
-    """Write a pyfunc model: the PEFT directory and `base.json` under `data/rankweave`.
+    """Write a pyfunc model: the PEFT directory and `base.json` under `data/rankweave`, the whole model beside them.
 
     Args:
         folder: An empty folder to work in.
-        adapter_files: The PEFT directory: file name -> content.
+        adapter_files: As `adapter_digest` takes them.
         base_spec: Fields of `BaseModelSpec`.
         base_digest: Digest of the base's weights.
 
@@ -76,10 +88,12 @@ def build_model(
 
     base = {"spec": dict(base_spec), "digest": base_digest, "adapter_sha256": adapter_digest(adapter_files)}
     data = folder / "rankweave"
-    adapter = data / "adapter"
-    adapter.mkdir(parents=True)
-    for name, content in adapter_files.items():
-        (adapter / name).write_bytes(content)
+    whole = _whole_files(adapter_files)
+    _write(data / "adapter", {name: content for name, content in adapter_files.items() if Path(name).name == name})
+    if whole:
+        base["whole_sha256"] = adapter_digest(whole)
+        _write(data / "whole", whole)
+        (data / "README.md").write_text(_LOADED_BY_HAND, encoding="utf-8")
     (data / BASE_FILE).write_text(json.dumps(base, indent=2, sort_keys=True), encoding="utf-8")
     save_model(
         folder / "model",
@@ -91,6 +105,17 @@ def build_model(
         model_config={"base_location": str(base_spec.get("location", ""))},
     )
     return folder / "model"
+
+
+def _whole_files(adapter_files: Mapping[str, bytes]) -> dict[str, bytes]:
+    named = ((name, content) for name, content in adapter_files.items() if name.startswith(WHOLE_PREFIX))
+    return {name.removeprefix(WHOLE_PREFIX): content for name, content in named}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _pinned(name: str) -> str:

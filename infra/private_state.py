@@ -96,6 +96,29 @@ class PrivateState:
         key = _key(name, earlier[-1])
         return earlier[-1], decode_adapter(self._store.get(key), subject=str(self.root / key))
 
+    def find(self, name: str, digest: str) -> LoraAdapter | None:
+        """Return the adapter of a name that has a digest, whichever of the kept rounds it is from.
+
+        Args:
+            name: Which of the client's adapters.
+            digest: SHA-256 of the adapter as `encode_adapter` writes it.
+
+        Returns:
+            The adapter, scaling 1; None when none of those kept is it.
+
+        Raises:
+            ConfigError: The name cannot be that of a folder.
+            StoreError: The folder cannot be read.
+        """
+        for round_index in reversed(self._rounds(name)):
+            try:
+                data = self._store.get(_key(name, round_index))
+            except ObjectNotFoundError:  # another attempt of this client has just made room
+                continue
+            if sha256(data) == digest:
+                return decode_adapter(data)
+        return None
+
     def cached(self, digest: str, fetch: Callable[[], bytes], *, errand: str = "") -> tuple[bytes, bool]:
         """Return bytes by their digest, downloading them only if they are not here yet.
 

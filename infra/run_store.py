@@ -6,17 +6,15 @@ from typing import Any, TypeVar
 
 from infra.object_store import ObjectStore, commit
 from tasks.adapters.lora import LoraAdapter
-from tasks.adapters.peft_files import decode_adapter, folder_files
-from tasks.codecs.table import codec
+from tasks.adapters.peft_files import decode_adapter, encode_adapter, folder_files
 from tasks.errors import IntegrityError, ObjectNotFoundError, RunNotFoundError
 from tasks.rounds import keys
 from tasks.rounds.keys import GLOBAL, RoundKeys
 from tasks.rounds.records import (
-    Acceptance,
     GlobalModel,
+    Held,
     Merge,
     Record,
-    RoundPlan,
     RoundRecord,
     RunSpec,
     check_digest,
@@ -152,14 +150,25 @@ def read_adapter(store: ObjectStore, run_id: str, model: GlobalModel) -> LoraAda
     return decode_adapter(check_digest(store.get(key), model.sha256, key))
 
 
-def read_update(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance) -> LoraAdapter:
-    """Read an accepted update as it was sent.
+def write_held(store: ObjectStore, round_keys: RoundKeys, client_id: str, step: LoraAdapter) -> str:
+    """Write the step that a lazy client brought in a round.
+
+    Returns:
+        Its digest.
+    """
+    data = encode_adapter(step)
+    commit(store, round_keys.held(client_id), data)
+    return sha256(data)
+
+
+def read_held(store: ObjectStore, run_id: str, client_id: str, held: Held) -> LoraAdapter:
+    """Read the step that the server holds of a lazy client.
 
     Raises:
-        IntegrityError: The update was altered since it was accepted.
+        IntegrityError: It is not the one that the record names.
     """
-    key = RoundKeys(plan.run_id, plan.round_index).uplink(acceptance.client_id, acceptance.attempt, keys.UPDATE)
-    return codec(plan.uplink_codec).decode(check_digest(store.get(key), acceptance.update_sha256, key), None)
+    key = RoundKeys(run_id, held.round_index).held(client_id)
+    return decode_adapter(check_digest(store.get(key), held.sha256, key))
 
 
 def quarantine(store: ObjectStore, key: str, reason: str, detail: str) -> None:

@@ -73,7 +73,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) ->
     """Load a version from the folder that `model_bundle` wrote; the name is MLflow's.
 
     Args:
-        path: Folder with `adapter/` and `base.json`.
+        path: Folder with `adapter/` and `base.json`, and `whole/` where the adapter stands on another whole model.
         model_config: `base_location`: where this machine keeps the base model, if elsewhere.
 
     Returns:
@@ -87,6 +87,8 @@ def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) ->
     import torch
     from peft import PeftModel
 
+    from tasks.adapters.peft_files import read_adapter
+    from tasks.training.merging import merged
     from tasks.training.models import load_base
 
     folder = Path(path)
@@ -103,6 +105,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) ->
             remedy='fetch the right one and name it: load_model(uri, model_config={"base_location": FOLDER})',
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "whole_sha256" in base_file:
+        _check_adapter(folder / "whole" / WEIGHTS_FILE, base_file["whole_sha256"])
+        base = merged(base, [read_adapter(folder / "whole").adapter])
     network = PeftModel.from_pretrained(base.network, str(folder / "adapter")).to(device).eval()
     return AdaptedModel(spec, network, base.processor, device)
 

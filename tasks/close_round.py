@@ -15,14 +15,16 @@ from infra.tracking import open_tracker
 from tasks.rank_schedulers import NextRanks
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.ledger import adapter_parameters, round_totals, saved_fraction
+from tasks.rounds.ledger import COUNTERFACTUALS, adapter_parameters, round_totals, saved_fraction
 from tasks.rounds.records import (
     Collection,
     GlobalModel,
+    Held,
     Outcome,
     RoundPlan,
     RoundRecord,
     encode,
+    learned,
     rank_changes,
     sha256,
 )
@@ -89,6 +91,9 @@ def close_round(  # the record is where everything about a round comes together
         rank_changes=(*(() if committed else previous.rank_changes), *changes),
         capabilities=dict(result.ranks.capabilities),
         limits=dict(result.ranks.limits),
+        held=_held(plan, previous, result),
+        knowledge=learned(previous.knowledge, collection, plan.round_index),
+        distances=result.judged[0].candidate.distances if committed else previous.distances,
         metrics=dict(result.metrics),
         totals=_totals(plan, collection, previous, bench),
     )
@@ -115,6 +120,13 @@ def _models(plan: RoundPlan, previous: RoundRecord, result: RoundResult) -> dict
     return {**kept, **made}
 
 
+def _held(plan: RoundPlan, previous: RoundRecord, result: RoundResult) -> dict[str, Held]:
+    """Return what is held of lazy clients; not what was held on slots that a cut has since turned into others."""
+    cut = plan.cuts if result.judged else {}
+    kept = {client: held for client, held in previous.held.items() if held.model not in cut}
+    return kept | {client: held for one in result.judged for client, held in one.candidate.held.items()}
+
+
 def _outcome(plan: RoundPlan, collection: Collection, *, committed: bool) -> Outcome:
     if not committed:
         return "failed"
@@ -137,7 +149,10 @@ def _totals(plan: RoundPlan, collection: Collection, previous: RoundRecord, benc
 
 def _mlflow_metrics(record: RoundRecord, result: RoundResult) -> dict[str, float]:
     totals = {name: float(value) for name, value in record.totals.items()}
-    saved = {f"saved_{a}_frac": saved_fraction(record.totals, a) for a in ("full_fine_tuning", "max_rank", "no_codec")}
+    saved = {f"saved_{name}_frac": saved_fraction(record.totals, name) for name in COUNTERFACTUALS}
+    for direction in ("uplink", "downlink"):
+        moved = (line.num_bytes for line in record.collection.ledger if line.direction == direction)
+        totals[f"round_{direction}_bytes"] = float(sum(moved))
     counts = {
         "clients_accepted": float(len(record.collection.accepted)),
         "clients_refused": float(sum(r.round_index == record.round_index for r in record.collection.refused)),

@@ -72,7 +72,7 @@ def collect_updates(
     key = RoundKeys(plan.run_id, plan.round_index).collection
     if (existing := find_record(store, key, Collection)) is not None:
         return existing
-    inbox = Inbox(store, plan, bench.exchange)
+    inbox = Inbox(store, plan, bench.exchange(plan))
     _wait(inbox, dispatched, patience, bench.config.rounds)
     return commit_record(store, key, inbox.close())
 

@@ -9,12 +9,14 @@ from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import open_store
 from infra.run_store import read_adapter
+from infra.whole_base import whole_models
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.resize import resize
 from tasks.evaluation.metrics import evaluate
 from tasks.rounds.records import Acceptance, RoundPlan, finite_only
 from tasks.rounds.steps import Candidate
 from tasks.training.adaptation import adapt, load_adapter
+from tasks.training.models import BaseModel
 
 CLIENT = "client_"
 """Prefix of figures that clients measured on their own validation shares."""
@@ -43,11 +45,13 @@ def evaluate_adapter(plan: RoundPlan, candidate: Candidate, store_url: str, benc
     metric = bench.config.metric
     if bench.aggregator.sends == "a":
         return own | finite_only({metric: own.get(f"{CLIENT}validation_{metric}", float("nan"))})
-    adapter = read_adapter(open_store(store_url), plan.run_id, candidate.adapter)
+    store = open_store(store_url)
+    adapter = read_adapter(store, plan.run_id, candidate.adapter)
+    base = bench.base_with(whole_models(store, candidate.adapter))
     members = candidate.group.members
     chosen = bench.test_indices(members) if members else None
-    scores = _scores(adapter, bench, chosen) | own
-    if not bench.config.evaluation.prefix_ladder:
+    scores = _scores(adapter, base, bench, chosen) | own
+    if not bench.config.evaluation.prefix_ladder or not adapter.pairs:
         return scores
     # Where the base changes, a client's slots alone are no model: the cut is taken of the whole product.
     cut = bench.aggregator.share if bench.aggregator.downlink == "slice" else resize
@@ -55,14 +59,14 @@ def evaluate_adapter(plan: RoundPlan, candidate: Candidate, store_url: str, benc
         ranks = bench.module_ranks(rank)
         if any(slots > adapter.ranks[path] for path, slots in ranks.items()):  # clients of another cluster
             continue
-        at_rank = _scores(cut(adapter, ranks), bench, chosen)
+        at_rank = _scores(cut(adapter, ranks), base, bench, chosen)
         if metric in at_rank:
             scores[f"{metric}_at_rank_{rank:03d}"] = at_rank[metric]
     return scores
 
 
-def _scores(adapter: LoraAdapter, bench: Workbench, indices: np.ndarray | None) -> dict[str, float]:
-    model = adapt(bench.base, bench.lora, adapter.ranks, seed=0)
+def _scores(adapter: LoraAdapter, base: BaseModel, bench: Workbench, indices: np.ndarray | None) -> dict[str, float]:
+    model = adapt(base, bench.lora, adapter.ranks, seed=0)
     load_adapter(model, adapter)
     size = bench.config.evaluation.batch_size
     return finite_only(evaluate(model, bench.test, batch_size=size, indices=indices, device=bench.device))

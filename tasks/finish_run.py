@@ -8,6 +8,7 @@ from typing import Literal
 from prefect import get_run_logger, task
 
 from configs.workbench import Workbench
+from infra.booking import booked_fusions
 from infra.engine import task_options
 from infra.model_registry import CHALLENGER, open_registry, registered_name
 from infra.object_store import ObjectStore, open_store
@@ -15,10 +16,12 @@ from infra.run_store import find_record, read_json, read_records
 from infra.tracking import RunTracker, open_tracker
 from tasks.data.picture import plot_partition
 from tasks.errors import RegistryError
-from tasks.evaluation.plots import coverage_and_energy, curve, ladders_of, prefix_ladder, quality_by_bytes
+from tasks.evaluation.byte_picture import byte_picture
+from tasks.evaluation.plots import coverage_and_energy, ladders_of, prefix_ladder
 from tasks.evaluation.rank_picture import rank_picture, rank_table
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
+from tasks.rounds.ledger import LedgerLine
 from tasks.rounds.records import FusionReport, RoundRecord
 from tasks.rounds.summary import RunHandle, RunSummary, summarise
 
@@ -42,7 +45,7 @@ def finish_run(run: RunHandle, bench: Workbench, *, outcome: str) -> RunSummary:
     for model, version in summary.models.items():
         if version:
             _name_version(run, registered_name(name, model), version, crown=bench.config.publishing.crown_first)
-    _log_tables(tracker, records)
+    _log_tables(tracker, open_store(run.store_url), records)
     _log_fusions(tracker, open_store(run.store_url), records[-1], bench)
     _log_pictures(tracker, open_store(run.store_url), records, bench)
     tracker.finish("FINISHED")
@@ -89,7 +92,7 @@ def _log_pictures(tracker: RunTracker, store: ObjectStore, records: list[RoundRe
     metric, labels = bench.config.metric, bench.raw.train.labels
     with TemporaryDirectory() as folder:
         quality, held = Path(folder, "quality-by-bytes.png"), Path(folder, "partition.png")
-        quality.write_bytes(quality_by_bytes({tracker.run_id: curve(records, metric)}, metric))
+        quality.write_bytes(byte_picture(records, metric))
         tracker.log_figure_file(quality)
         for name, picture in _round_pictures(store, records, bench).items():
             path = Path(folder, name)
@@ -124,7 +127,7 @@ def _log_fusions(tracker: RunTracker, store: ObjectStore, last: RoundRecord, ben
         tracker.log_round(last.round_index, means)
 
 
-def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
+def _log_tables(tracker: RunTracker, store: ObjectStore, records: list[RoundRecord]) -> None:
     clients, ledger = [], []
     for record in records[1:]:
         collection = record.collection
@@ -150,20 +153,22 @@ def _log_tables(tracker: RunTracker, records: list[RoundRecord]) -> None:
             {"round": index, "client": client, "answer": answer, "rank": records[index - 1].ranks[client]}
             for index, client, answer in answers
         ]
-        ledger += [
-            {
-                "round": record.round_index,
-                "client": line.client_id,
-                "attempt": line.attempt,
-                "direction": line.direction,
-                "what": line.what,
-                "bytes": line.num_bytes,
-            }
-            for line in collection.ledger
-        ]
+        ledger += [_ledger_row(line, record.round_index) for line in collection.ledger]
+    ledger += [_ledger_row(line, records[-1].round_index) for line in booked_fusions(store, records[-1])]
     tracker.log_table("clients.json", clients)
     tracker.log_table("ledger.json", ledger)
     tracker.log_table("rank-changes.json", _rank_changes(records))
+
+
+def _ledger_row(line: LedgerLine, booked_in: int) -> dict[str, object]:
+    return {
+        "round": line.round_index or booked_in,
+        "client": line.client_id,
+        "attempt": line.attempt,
+        "direction": line.direction,
+        "what": line.what,
+        "bytes": line.num_bytes,
+    }
 
 
 def _rank_changes(records: list[RoundRecord]) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
+from infra.metered_store import Meter, MeteredStore
 from infra.object_store import open_store
 from infra.private_state import PrivateState
 from infra.run_store import commit_record, read_adapter, read_records
@@ -42,7 +43,8 @@ def fuse_adapters(store_url: str, run_id: str, *, client_id: str, bench: Workben
     Raises:
         RunNotFoundError: The store has no finished round of this run, or this machine no personal adapter.
     """
-    store = open_store(store_url)
+    meter = Meter()
+    store = MeteredStore(open_store(store_url), meter)
     records = read_records(store, run_id)
     private = PrivateState(read_settings().home, run_id, client_id)
     kept = private.latest(PERSONAL, len(records)) if records else None
@@ -77,6 +79,7 @@ def fuse_adapters(store_url: str, run_id: str, *, client_id: str, bench: Workben
         shared_weight=found.weights[1],
         evaluations=found.evaluations,
         metrics=finite_only(scores),
+        downloaded=meter.downloaded,
     )
     return commit_record(store, keys.fusion(run_id, client_id), report)
 

@@ -8,13 +8,13 @@ from prefect import task
 from configs.workbench import Workbench
 from infra.engine import task_options
 from infra.object_store import ObjectStore, open_store
-from infra.run_store import commit_record, find_record, read_update
+from infra.round_reader import RoundReader
+from infra.run_store import commit_record, find_record
 from tasks.adapters.lora import LoraAdapter
 from tasks.aggregators.settling import settle
 from tasks.aggregators.similarity import SimilarityMemory, change, gram
-from tasks.codecs.table import codec
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import Acceptance, Clustering, Collection, RoundPlan, RoundRecord, check_digest
+from tasks.rounds.records import Acceptance, Clustering, Collection, RoundPlan, RoundRecord
 from tasks.rounds.steps import Group, Grouping
 
 
@@ -57,7 +57,8 @@ def _clustered(
 ) -> Clustering:
     config = bench.config.aggregation.clusters
     clients = [acceptance.client_id for acceptance in collection.accepted]
-    products = gram([_change(store, plan, acceptance, bench) for acceptance in collection.accepted])
+    reader = RoundReader(store, plan, bench.exchange(plan))
+    products = gram([_change(reader, acceptance) for acceptance in collection.accepted])
     memory = _memory(store, plan).updated(clients, products, config.decay)
     found = settle(
         clients,
@@ -89,12 +90,6 @@ def _parent(members: Sequence[str], previous: RoundRecord) -> str:
     return min(counts, key=lambda name: (-counts[name], name))
 
 
-def _change(store: ObjectStore, plan: RoundPlan, acceptance: Acceptance, bench: Workbench) -> LoraAdapter:
+def _change(reader: RoundReader, acceptance: Acceptance) -> LoraAdapter:
     """Return what a client's training added: whole adapters of later rounds are alike by their common start."""
-    (invitation,) = (i for i in plan.invitations if i.client_id == acceptance.client_id)
-    share = plan.share_of(invitation)
-    message = codec(plan.downlink_codec).decode(check_digest(store.get(share.key), share.sha256, share.key), None)
-    lower = acceptance.rank if acceptance.rank < invitation.rank else 0
-    start = bench.exchange.start(plan, invitation, message, lower)
-    update = bench.exchange.update(read_update(store, plan, acceptance), start, f"client {acceptance.client_id}")
-    return change(update, start)
+    return change(reader.update(acceptance), reader.start_of(acceptance))

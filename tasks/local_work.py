@@ -11,7 +11,9 @@ from tasks.adapters.resize import resize
 from tasks.aggregators.shares import living_prefix
 from tasks.errors import ClientMemoryError, RankweaveError
 from tasks.evaluation.metrics import evaluate
-from tasks.local_methods.hooks import Occasion
+from tasks.local_methods.fed_sb import FedSb
+from tasks.local_methods.hooks import LocalMethod, Occasion
+from tasks.local_methods.together import Together
 from tasks.rounds.seeds import derive_seed
 from tasks.training.adaptation import adapt, extract_adapter, load_adapter, train_only
 from tasks.training.loop import TrainingResult, train
@@ -167,7 +169,10 @@ class LocalWork:
         if bench.aggregator.sends == "b":
             train_only(model, "b")  # what is not sent must not move, or the server would weave something else
         training, validation = bench.client_indices(self.client_id)
-        method = bench.local_method(Occasion(derive_seed(seed, "method"), self.rounds_done + 1))
+        occasion = Occasion(derive_seed(seed, "method"), self.rounds_done + 1)
+        method: LocalMethod = bench.local_method(occasion)
+        if bench.aggregator.sends == "core":
+            method = Together(occasion, [FedSb(occasion), method])  # first: others look at what there is to train
         device = resolve_device(bench.device)
         model.to(device)  # first, or the base model would count as what training takes
         free_bytes = free_memory(device)

@@ -10,19 +10,18 @@ from prefect import task
 
 from configs.workbench import Workbench
 from infra.engine import task_options
+from infra.metered_store import Meter, MeteredStore
 from infra.object_store import ObjectStore, commit, open_store
 from infra.private_state import PrivateState
 from infra.run_store import find_record
 from infra.settings import read_settings
-from tasks.adapters.lora import LoraAdapter
-from tasks.adapters.thin import thin
-from tasks.codecs.table import codec
+from tasks.codecs.codec import Trip
 from tasks.cohorts.probe import Measured, capability_of
 from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
 from tasks.local_work import Effort, LocalWork, ShouldStop, Trained
 from tasks.rounds import keys
 from tasks.rounds.capabilities import Capability
-from tasks.rounds.exchange import MERGE_CODEC
+from tasks.rounds.exchange import EXACT
 from tasks.rounds.keys import RoundKeys
 from tasks.rounds.records import (
     ClientFailure,
@@ -31,12 +30,12 @@ from tasks.rounds.records import (
     Merge,
     RoundPlan,
     UpdateManifest,
-    check_digest,
     encode,
     finite_only,
-    sha256,
 )
+from tasks.shares import fetch_share
 from tasks.training.models import BaseModel
+from tasks.uplink import Uplink
 
 T = TypeVar("T")
 
@@ -51,6 +50,7 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     attempt: int,
     bench: Workbench,
     should_stop: ShouldStop,
+    meter: Meter | None = None,
 ) -> UpdateManifest:
     """Download the share, train on local data, upload the update, and commit it with its manifest last.
 
@@ -62,28 +62,30 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         attempt: Which try.
         bench: The client's data and base model.
         should_stop: Asked at every step; an error it returns ends the training.
+        meter: What this attempt moved before; a fresh one unless given.
 
     Returns:
         The committed manifest; that of an earlier try of the same attempt, if it got so far.
 
     Raises:
-        RunNotFoundError: The round has no plan.
-        ConfigError: The client is not invited.
+        RunNotFoundError: The client has no part in a plan of the round: nothing is planned, or it is not invited.
+        ConfigError: Its part of the plan is another client's.
         BaseModelMismatchError: The client holds another base model than the plan names.
         TrainingDivergedError: The loss stopped being a number.
         ClientMemoryError: Memory does not hold the training, at half the rank and half the batch neither.
     """
-    store = open_store(store_url)
+    meter = meter or Meter()
+    store = MeteredStore(open_store(store_url), meter)
     round_keys = RoundKeys(run_id, round_index)
     manifest_key = round_keys.uplink(client_id, attempt, keys.MANIFEST)
     if (existing := find_record(store, manifest_key, UpdateManifest)) is not None:
         return existing
-    plan = _plan(store, round_keys)
+    plan = _plan(store, round_keys, client_id)
+    bench = bench.stage(plan.rounds_done)
     invitation = _invitation(plan, client_id, bench)
-    share = plan.share_of(invitation)
-    message, download_s = _timed(lambda: check_digest(store.get(share.key), share.sha256, share.key))
-    start_at = partial(_start, plan, invitation, bench, codec(plan.downlink_codec).decode(message, None))
     private = PrivateState(read_settings().home, run_id, client_id)
+    fetched_share, download_s = _timed(lambda: fetch_share(store, plan, invitation, bench, private))
+    start_at = partial(bench.exchange(plan).start, plan, invitation, fetched_share.message)
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
     work = LocalWork(bench, base, private, round_index, client_id, should_stop, plan.rounds_done)
@@ -93,11 +95,12 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         personal = work.train_personal(start_at(trained.effort.rank), trained.effort)
         trainings.append(personal)
         metrics |= {f"personal_{name}": value for name, value in personal.metrics.items()}
-    thinned = thin(trained.adapter, bench.exchange.uplink)
-    data, _ = codec(plan.uplink_codec).encode(thinned, start_at(trained.rank), None)
+    outgoing = Uplink(bench, plan, invitation, private).prepare(
+        trained.adapter, start_at(trained.rank), is_lowered=trained.rank < invitation.rank
+    )
     update_key = round_keys.uplink(client_id, attempt, keys.UPDATE)
-    _, upload_s = _timed(lambda: commit(store, update_key, data))
-    transfers = Transfers(len(message), download_s, len(data), upload_s)
+    _, upload_s = _timed(lambda: None if outgoing.skipped else commit(store, update_key, outgoing.data))
+    transfers = Transfers(fetched_share.num_bytes, download_s, len(outgoing.data), upload_s)
     manifest = UpdateManifest(
         run_id=run_id,
         round_index=round_index,
@@ -105,9 +108,11 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         attempt=attempt,
         nonce=invitation.nonce,
         base_digest=bench.base.digest,
-        share_sha256=share.sha256,
-        update_sha256=sha256(data),
-        update_bytes=len(data),
+        share_sha256=plan.share_of(invitation).sha256,
+        update_sha256=outgoing.sha256,
+        update_bytes=len(outgoing.data),
+        held_sha256=outgoing.held_sha256,
+        skipped=outgoing.skipped,
         num_examples=trained.result.num_examples,
         num_steps=trained.result.num_steps,
         training_s=trained.result.seconds,
@@ -117,13 +122,16 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
         lowered=_lowered(trained, invitation),
         batch_size=trained.effort.batch_size,
         capability=bench.as_simulated(client_id, _capability(trainings, transfers, bench)),
+        downloaded=meter.downloaded,
+        uploaded=meter.uploaded,
     )
-    commit(store, manifest_key, encode(manifest))
+    if not bench.loses(round_index, client_id):  # a simulated loss: sent and paid for, but nobody will know of it
+        commit(store, manifest_key, encode(manifest))
     return manifest
 
 
 def report_failure(
-    store: ObjectStore, round_keys: RoundKeys, *, client_id: str, attempt: int, error: Exception
+    store: ObjectStore, round_keys: RoundKeys, *, client_id: str, attempt: int, error: Exception, meter: Meter
 ) -> None:
     """Tell the server that no update will come, so that it need not wait for the deadline.
 
@@ -133,18 +141,26 @@ def report_failure(
         client_id: Who failed.
         attempt: Which try.
         error: Why.
+        meter: What the attempt moved.
     """
-    failure = ClientFailure(client_id=client_id, attempt=attempt, reason=type(error).__name__, detail=str(error))
+    failure = ClientFailure(
+        client_id=client_id,
+        attempt=attempt,
+        reason=type(error).__name__,
+        detail=str(error),
+        downloaded=meter.downloaded,
+        uploaded=meter.uploaded,
+    )
     store.put(round_keys.uplink(client_id, attempt, keys.FAILURE), encode(failure))
 
 
-def _plan(store: ObjectStore, round_keys: RoundKeys) -> RoundPlan:
-    plan = find_record(store, round_keys.plan, RoundPlan)
+def _plan(store: ObjectStore, round_keys: RoundKeys, client_id: str) -> RoundPlan:
+    plan = find_record(store, round_keys.part(client_id), RoundPlan)
     if plan is None:
         raise RunNotFoundError(
-            f"run {round_keys.run_id}, round {round_keys.round_index}",
-            "has no plan",
-            remedy="start the run on the server first",
+            f"client {client_id}, run {round_keys.run_id}, round {round_keys.round_index}",
+            "has no invitation",
+            remedy="start the run on the server first; a client trains only in rounds it is invited to",
         )
     return plan
 
@@ -161,7 +177,12 @@ def _invitation(plan: RoundPlan, client_id: str, bench: Workbench) -> Invitation
     for invitation in plan.invitations:
         if invitation.client_id == client_id:
             return invitation
-    raise ConfigError(f"client {client_id!r}", f"is not invited to round {plan.round_index} of {plan.run_id}")
+    raise ConfigError(
+        f"client {client_id}, run {plan.run_id}, round {plan.round_index}",
+        "has another client's part of the plan",
+        got=", ".join(invitation.client_id for invitation in plan.invitations) or "nobody's",
+        remedy="somebody changed this run's plans; restore them or start a new run",
+    )
 
 
 @dataclass(frozen=True)
@@ -203,11 +224,6 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     return work(), time.perf_counter() - started
 
 
-def _start(plan: RoundPlan, invitation: Invitation, bench: Workbench, share: LoraAdapter, rank: int) -> LoraAdapter:
-    """Return what a client starts from: its whole share, or less of it where it takes on a lower rank."""
-    return bench.exchange.start(plan, invitation, share, rank if rank < invitation.rank else 0)
-
-
 def _lowered(trained: Trained, invitation: Invitation) -> Lowered:
     if trained.rank < trained.effort.rank:
         return "pruned"
@@ -221,6 +237,6 @@ def _base(
     additions, fetched = {}, []
     for merge in merges:
         data, is_new = private.cached(merge.sha256, partial(store.get, merge.key), errand=errand)
-        additions[f"{merge.round_index}/{merge.sha256}"] = codec(MERGE_CODEC).decode(data, None)
+        additions[f"{merge.round_index}/{merge.sha256}"] = EXACT.decode(data, None, Trip(merge.round_index, 0))
         fetched += [merge.round_index] if is_new else []
     return bench.base_with(additions), tuple(fetched)

@@ -17,6 +17,25 @@ Fault = Literal["none", "lose answer", "200", "503", "409", "cut body", "damage 
 _HOP = {"connection", "transfer-encoding"}
 
 
+@dataclass(frozen=True)
+class Passage:
+    """Bodies of one request and its answer, as they were on the wire.
+
+    Args:
+        method: The request's method.
+        path: What it was for.
+        status: How it was answered.
+        sent: Body of the request; of a chunked upload what it decodes to [bytes].
+        answered: Body of the answer, as far as it was sent [bytes].
+    """
+
+    method: str
+    path: str
+    status: int
+    sent: int
+    answered: int
+
+
 @dataclass
 class FlakyProxy:
     """What the proxy is told.
@@ -27,6 +46,7 @@ class FlakyProxy:
         methods: Which requests the faults are for.
         port: Where the proxy listens.
         seen: Methods of all requests since it was armed.
+        passages: What crossed the wire.
     """
 
     upstream: str
@@ -34,6 +54,7 @@ class FlakyProxy:
     methods: tuple[str, ...] = ()
     port: int = 0
     seen: list[str] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
 
     @property
     def endpoint(self) -> str:
@@ -82,10 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, answer = _pass_on(
             proxy.upstream, self.command, self.path, headers=dict(self.headers.items()), body=body
         )
-        if fault != "lose answer":
+        if fault == "lose answer":
+            self._book(status, 0)
+        else:
             self._answer(status, headers, answer, sent=len(answer) // 2 if fault == "cut body" else None)
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, sent: int | None = None) -> None:
+        self._book(status, len(body[:sent]))
         self.send_response_only(status)
         given = {name.lower() for name, _ in headers}
         for name, value in headers:
@@ -96,6 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body[:sent])
+
+    def _book(self, status: int, answered: int) -> None:
+        headers = self.headers
+        sent = int(headers.get("x-amz-decoded-content-length") or headers.get("Content-Length") or 0)
+        passage = Passage(self.command, self.path, status, sent, 0 if self.command == "HEAD" else answered)
+        cast("_Server", self.server).proxy.passages.append(passage)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _handle  # noqa: N815  # the base class's names
 

@@ -10,13 +10,15 @@ from configs.loading import load_config
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
 from tasks.codecs.table import CODECS
+from tasks.cohorts.selections.table import SELECTIONS
 from tasks.data.partitions import PARTITIONS
+from tasks.lazy.table import LAZY_RULES
 from tasks.local_methods.table import LOCAL_METHODS
 from tasks.rank_schedulers.table import RANK_SCHEDULERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
-TABLES = (AGGREGATORS, WEIGHTINGS, CODECS, PARTITIONS, LOCAL_METHODS, RANK_SCHEDULERS)
+TABLES = (AGGREGATORS, WEIGHTINGS, CODECS, PARTITIONS, LOCAL_METHODS, RANK_SCHEDULERS, LAZY_RULES, SELECTIONS)
 
 
 @pytest.mark.parametrize("name", [name for table in TABLES for name in table])
@@ -52,6 +54,11 @@ def test_the_yaml_example_is_a_valid_config(tmp_path):
 def test_files_and_pictures_that_are_named_exist():
     for name in re.findall(r"\]\((docs/[^)]+)\)|`((?:configs|tests|infra)/[\w./-]+\.\w+)`", README):
         assert (ROOT / next(filter(None, name))).is_file(), name
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_every_page_of_the_docs_is_pointed_to(page):
+    assert f"`docs/{page.name}`" in README
 
 
 def test_readme_is_short():

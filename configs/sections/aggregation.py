@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
-from configs.sections.options import MethodOption
+from configs.sections.options import MethodOption, SurrogateOption
 from tasks.aggregators.robust.table import ROBUST_RULES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
@@ -65,5 +65,16 @@ class AggregationConfig(FormModel):
         default=[],
         title="Options of the robust rule",
         description="Options of the robust rule that differ from their defaults.",
+    )
+    surrogates: bool = Field(
+        default=False,
+        title="Surrogates",
+        description="Received clients stand in for missing ones that trained alike before; otherwise the mean is taken "
+        "over those who came.",
+    )
+    surrogate_options: list[SurrogateOption] = Field(
+        default=[],
+        title="Options of surrogates",
+        description="Options of surrogates that differ from their defaults.",
     )
     clusters: ClustersConfig = Field(default=ClustersConfig(), title="Clusters")

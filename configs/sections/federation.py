@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.forms import FormModel, NameIn
-from configs.sections.options import RankOption
+from configs.sections.options import CodecOption, LazyOption, RankOption, SelectionOption
 from tasks.codecs.table import CODECS
+from tasks.cohorts.selections.table import SELECTIONS
+from tasks.lazy.table import LAZY_RULES
 from tasks.rank_schedulers.table import RANK_SCHEDULERS
 
 Fraction = Annotated[float, Field(ge=0.001, le=1.0)]
@@ -67,6 +69,14 @@ class CohortConfig(FormModel):
         title="Overshoot",
         description="Extra clients invited to make up for no-shows [clients].",
     )
+    selection: Annotated[str, NameIn("selection", SELECTIONS)] = Field(
+        default="uniform",
+        title="Selection",
+        description="Who is invited where the cohort is smaller than all: anybody, or those whose updates help more.",
+    )
+    selection_options: list[SelectionOption] = Field(
+        default=[], title="Selection options", description="Options of the selection that differ from their defaults."
+    )
     quorum: int = Field(
         default=1,
         ge=1,
@@ -90,6 +100,15 @@ class CohortConfig(FormModel):
         le=10_000,
         title="Failed rounds allowed",
         description="The run stops when more rounds than this miss their quorum [rounds].",
+    )
+    byte_budget_mb: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e12,
+        title="Byte budget",
+        description="What clients may move in the whole run, both ways, 0 for no budget: the run ends before a round "
+        "that would exceed it if it moved as much as the last one. Ranks stay as they are; the rank scheduler budget, "
+        "with an option of its own, lowers ranks to fit and never ends a run [MB of 10^6 bytes].",
     )
 
 
@@ -136,6 +155,13 @@ class DispatchConfig(FormModel):
         title="Simulated machines",
         description="Machines that clients in turn report instead of their own, to try rank schedulers; inline only.",
     )
+    simulated_loss: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=0.99,
+        title="Simulated loss",
+        description="Probability that a client's answer of a round is lost on the way; inline only [fraction].",
+    )
 
     @property
     def clients_at_once(self) -> int:
@@ -149,6 +175,31 @@ class ExchangeConfig(FormModel):
     uplink_codec: Annotated[str, NameIn("codec", CODECS)] = Field(
         default="fp32", title="Uplink codec", description="Encoding of updates."
     )
+    uplink_options: list[CodecOption] = Field(
+        default=[], title="Uplink options", description="Options of the uplink codec that differ from their defaults."
+    )
     downlink_codec: Annotated[str, NameIn("codec", CODECS)] = Field(
-        default="fp32", title="Downlink codec", description="Encoding of shares."
+        default="fp32",
+        title="Downlink codec",
+        description="Encoding of shares; one that sends differences sends them to clients that hold the last share.",
+    )
+    downlink_options: list[CodecOption] = Field(
+        default=[],
+        title="Downlink options",
+        description="Options of the downlink codec that differ from their defaults.",
+    )
+    lazy: Annotated[str, NameIn("lazy rule", LAZY_RULES)] = Field(
+        default="never",
+        title="Lazy clients",
+        description="When a client may skip its upload, so that the last one the server got of it counts again.",
+    )
+    lazy_options: list[LazyOption] = Field(
+        default=[], title="Lazy options", description="Options of the lazy rule that differ from their defaults."
+    )
+    max_held_age: int = Field(
+        default=20,
+        ge=1,
+        le=100_000,
+        title="Longest memory",
+        description="After so many rounds without an upload a lazy client's last one is forgotten [rounds].",
     )

@@ -37,6 +37,11 @@ class LoraConfig(FormModel):
         title="Modules trained whole",
         description="Heads and norms trained in full; a new classification head is always among them.",
     )
+    whole_model: bool = Field(
+        default=False,
+        title="Whole model",
+        description="Train and send every weight: full fine-tuning, without low ranks; only with fedavg.",
+    )
 
 
 class ModelConfig(FormModel):

@@ -43,3 +43,8 @@ class PrivacyConfig(FormModel):
         title="Delta",
         description="Probability that the promise does not hold; well below one over the number of clients.",
     )
+    secure_aggregation: bool = Field(
+        default=False,
+        title="Secure aggregation",
+        description="The server sees sums only. Refused today: docs/threat-model.md says why.",
+    )

@@ -84,7 +84,7 @@ def config_for(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str,
     """Return a config under which PEFT gives every module its rank and scaling 1.
 
     Args:
-        ranks: Module path -> rank; not empty.
+        ranks: Module path -> rank; empty only where the config has modules to save.
         config: What else to say: base model, task type, modules to save, bias, ... If its `target_modules` do not
             reach every module, the exact module paths take their place.
 
@@ -92,17 +92,17 @@ def config_for(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str,
         A config with `lora_alpha == r` and `alpha_pattern == rank_pattern`, rsLoRA off, sets as sorted lists.
 
     Raises:
-        AdapterFormatError: There is no module.
+        AdapterFormatError: There is no module, nor one to save.
         UnsupportedAdapterError: The config asks for a LoRA variant or start that has no correct aggregate here.
     """
-    if not ranks:
+    if not ranks and not config.get("modules_to_save"):
         raise AdapterFormatError(
-            "adapter", "has no LoRA module, PEFT needs one at least", remedy="adapt a module, or save only the head"
+            "adapter", "has no LoRA module, PEFT needs one at least", remedy="adapt a module, or name modules to save"
         )
     plain = {key: sorted(v) if isinstance(v, set | frozenset) else v for key, v in config.items()}
     plain = {"peft_type": "LORA", **plain}
     _check_supported(plain, "adapter config")
-    largest = max(ranks.values())
+    largest = max(ranks.values(), default=1)
     # PEFT matches `(.*\.)?(KEY)$`; the caret keeps "layers.1" from also naming "x.layers.1".
     pattern = {f"^{re.escape(path)}": rank for path, rank in sorted(ranks.items()) if rank != largest}
     plain |= {

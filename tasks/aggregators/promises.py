@@ -7,6 +7,7 @@ from typing import Literal
 
 from tasks.adapters.lora import LoraAdapter
 from tasks.aggregators.fold import Fold
+from tasks.errors import ConfigError
 from tasks.options import Option, chosen
 
 
@@ -35,7 +36,8 @@ class Aggregator:
         rank: Rank of the result: the "largest" seen, the previous adapter's included; at most the "sum" of the clients'
             and what earlier rounds left, which is no more than the layer's smaller size; or that of a "bank", which is
             at least the largest seen and, with a previous adapter, larger than any client's if the layer is.
-        sends: Factors that cross the link, both ways; the other one stays where it is.
+        sends: Factors that cross the link, both ways; the other one stays where it is. "core": both factors are frozen,
+            and what is trained and sent is the square matrix between them.
         weighs_by_examples: The weights given decide how much a client counts; False: the method finds its own.
         noisable: With equal weights it is a plain mean of what clients send, as the noise of private runs asks.
         options: What people may set; keywords of `start`.
@@ -56,11 +58,26 @@ class Aggregator:
     downlink: Literal["slice", "stack", "residual"]
     averages: Literal["slots", "products"] = "slots"
     rank: Literal["largest", "sum", "bank"] = "largest"
-    sends: Literal["both", "a", "b"] = "both"
+    sends: Literal["both", "a", "b", "core"] = "both"
     weighs_by_examples: bool = True
     noisable: bool = False
     options: tuple[Option, ...] = ()
     merges: Callable[[LoraAdapter, LoraAdapter, Mapping[str, int]], LoraAdapter] | None = None
+
+    @property
+    def keeps_slots(self) -> bool:
+        """Whether a slot of this round's shares is the same slot in the next: it is averaged, or its factors are fixed.
+
+        The others make their slots anew in every round, by SVD or from a seed.
+        """
+        return self.averages == "slots" or self.sends == "core" or self.downlink == "residual"
+
+    @property
+    def noised(self) -> Literal["both", "a", "b"]:
+        """The factors of a private run's updates: those that are sent, where the row is noisable."""
+        if self.sends == "core":
+            raise ConfigError(self.name, "has no noise for cores", remedy="use ffa for private runs")
+        return self.sends
 
     def fold(self, values: Mapping[str, float] = MappingProxyType({})) -> Fold:
         """Start a fold.

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from tasks.adapters.core import leading_cores
 from tasks.adapters.lora import prefix
 from tasks.aggregators.delta_svd import delta_svd
+from tasks.aggregators.fed_sb import fed_sb
 from tasks.aggregators.fedavg import fedavg
 from tasks.aggregators.fedex import fedex
 from tasks.aggregators.fedsa import fedsa
@@ -106,6 +108,21 @@ AGGREGATORS: dict[str, Aggregator] = {
         noop_fixed_point=True,
         downlink="slice",
         sends="a",
+    ),
+    "fed_sb": Aggregator(
+        name="fed_sb",
+        title="Fed-SB: frozen a and b, mean of cores",
+        paper="https://arxiv.org/abs/2502.15436",
+        start=fed_sb,
+        share=leading_cores,
+        mixed_ranks=True,
+        exact_product=False,
+        gauge_invariant=False,
+        needs="sums",
+        noop_fixed_point=True,
+        downlink="slice",
+        averages="products",
+        sends="core",
     ),
     "flexlora": Aggregator(
         name="flexlora",

@@ -1,12 +1,62 @@
 """Updates cast to one floating dtype: what the plain codecs share."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from tasks.adapters.lora import LoraAdapter, check_finite, fold_scaling
-from tasks.adapters.peft_files import decode_adapter, to_state_dict
+from tasks.adapters.peft_files import decode_adapter, encode_adapter, to_state_dict
+from tasks.codecs.codec import CodecState, Trip
+from tasks.codecs.frame import MAGIC
 from tasks.errors import AdapterFormatError, NonFiniteUpdateError
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Every number in one floating dtype, in one safetensors blob with PEFT's keys; no reference, no memory.
+
+    Args:
+        dtype: A floating dtype.
+    """
+
+    dtype: torch.dtype
+
+    def encode(
+        self, update: LoraAdapter, reference: LoraAdapter | None, state: CodecState, trip: Trip
+    ) -> tuple[bytes, CodecState]:
+        """Write an update, rounding to nearest.
+
+        Args:
+            update: What to send.
+            reference: Not needed.
+            state: Passed through.
+            trip: Not needed.
+
+        Returns:
+            The message, and the state.
+
+        Raises:
+            NonFiniteUpdateError: A value is not finite, or beyond the dtype's range: refused, never an infinity.
+        """
+        del reference, trip
+        return encode_adapter(cast(update, self.dtype)), state
+
+    def decode(self, message: bytes, reference: LoraAdapter | None, trip: Trip) -> LoraAdapter:
+        """Read an update.
+
+        Args:
+            message: What `encode` wrote.
+            reference: Not needed.
+            trip: Not needed.
+
+        Returns:
+            The update in float32, scaling 1; not yet admitted.
+
+        Raises:
+            AdapterFormatError: Truncated, garbled, or written by another codec.
+        """
+        del reference, trip
+        return decode_cast(message, self.dtype)
 
 
 def cast(update: LoraAdapter, dtype: torch.dtype) -> LoraAdapter:
@@ -42,6 +92,10 @@ def decode_cast(message: bytes, dtype: torch.dtype) -> LoraAdapter:
     Raises:
         AdapterFormatError: Truncated or garbled, or another dtype: another codec wrote the message.
     """
+    if message[: len(MAGIC)] == MAGIC:
+        raise AdapterFormatError(
+            "update message", "was written by another codec", remedy="client and server must run with one config"
+        )
     sent = decode_adapter(message, subject="update message")
     for key, tensor in to_state_dict(sent).items():
         if tensor.is_floating_point() and tensor.dtype != dtype:

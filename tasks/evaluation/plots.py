@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from tasks.rounds.ledger import MEGABYTE, moved_bytes
 from tasks.rounds.records import RoundRecord
 
 LEAST_ENERGY_SHOWN = 1e-6
@@ -40,7 +41,7 @@ def curve(records: Sequence[RoundRecord], metric: str) -> Curve:
     """Return quality by bytes moved, one point a round that has the metric."""
     scored = [record for record in records if metric in record.metrics]
     return Curve(
-        moved_bytes=tuple(r.totals["uplink_bytes"] + r.totals["downlink_bytes"] for r in scored),
+        moved_bytes=tuple(moved_bytes(r.totals) for r in scored),
         values=tuple(r.metrics[metric] for r in scored),
     )
 
@@ -58,7 +59,7 @@ def quality_by_bytes(curves: Mapping[str, Curve], metric: str) -> bytes:
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for (label, curve), marker in zip(curves.items(), _markers(len(curves)), strict=True):
-        megabytes = [value / 1e6 for value in curve.moved_bytes]
+        megabytes = [value / MEGABYTE for value in curve.moved_bytes]
         (line,) = axes.plot(megabytes, curve.values, marker=marker, markersize=4, linewidth=1.8, label=label)
         if curve.values and len(curves) <= MOST_LABELLED:
             axes.annotate(

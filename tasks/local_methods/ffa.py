@@ -14,7 +14,7 @@ class Ffa(LocalMethod):
         ModelError: At the start: an `a` is all zeros, as PEFT starts embeddings, so its module could never learn.
 
     Invariants:
-        No `a` moves. Dense tensors train as before.
+        No `a` moves, so no update need hold it. Dense tensors train as before.
 
     References:
         Youbang Sun, Zitao Li, Yaliang Li, Bolin Ding, "Improving LoRA in Privacy-preserving Federated Learning",

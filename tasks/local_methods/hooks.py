@@ -70,8 +70,15 @@ class LocalMethod:
             step: Number of the optimizer's step, from 1.
         """
 
+    def finish(self, model: nn.Module) -> None:
+        """Put back what `start` changed in how the model is built, after the last step or an error.
+
+        Args:
+            model: The trained model; plain, with the parameters it came with, once all methods are through.
+        """
+
     def kept_ranks(self, model: nn.Module, ranks: Mapping[str, int]) -> Mapping[str, int]:
-        """Say after the last step how many slots of each module are worth sending.
+        """Say after the training how many slots of each module are worth sending.
 
         Args:
             model: The trained model.

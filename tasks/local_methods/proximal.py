@@ -42,7 +42,8 @@ class Proximal(LocalMethod):
         Optimization in Heterogeneous Networks", MLSys 2020, https://arxiv.org/abs/1812.06127. Recalled, not read again
         for this; as published, restricted to the tensors that are trained. With `initiating_rounds` it is also the
         regulariser of SA-FedLoRA's first stage, https://arxiv.org/abs/2405.09394v1 (abstract only: "parameter
-        regularization"; that it has this form is ours, and that stage trains the adapter here, not the whole model).
+        regularization"; that it has this form is ours; what that stage trains, the adapter or the whole model, is an
+        option of the rank scheduler `sa_annealing`).
     """
 
     def __init__(self, occasion: Occasion, *, proximal_mu: float, initiating_rounds: int) -> None:

@@ -18,6 +18,7 @@ from tasks.local_methods.rm_lora import (
     TARGET_NORM,
     rm_lora,
 )
+from tasks.local_methods.sparse import SPARSITY, Sparse
 
 LOCAL_METHODS: dict[str, LocalMethodRow] = {
     "lora": LocalMethodRow(
@@ -40,6 +41,7 @@ LOCAL_METHODS: dict[str, LocalMethodRow] = {
         paper="https://arxiv.org/abs/2407.12074",
         start=rm_lora,
         penalises=True,
+        needs_factors=True,
         options=(RM_LAMBDA, RM_FORM, TARGET_NORM, MASK_SCOPE, MASK_SHARE, MASK_PAIRED),
     ),
     "prefix_nested": LocalMethodRow(
@@ -48,6 +50,7 @@ LOCAL_METHODS: dict[str, LocalMethodRow] = {
         paper="https://arxiv.org/abs/2606.15963",
         start=PrefixNested,
         penalises=True,
+        needs_factors=True,
         options=(NESTED_WEIGHT,),
     ),
     "hetlora_prune": LocalMethodRow(
@@ -57,6 +60,7 @@ LOCAL_METHODS: dict[str, LocalMethodRow] = {
         start=HetloraPrune,
         penalises=True,
         prunes=True,
+        needs_factors=True,
         options=(PRUNE_GAMMA, PRUNE_LAMBDA, PRUNE_MIN_RANK),
     ),
     "ffa": LocalMethodRow(
@@ -81,12 +85,22 @@ LOCAL_METHODS: dict[str, LocalMethodRow] = {
         start=PlainLora,
         keeps_personal=True,
     ),
+    "sparse": LocalMethodRow(
+        name="sparse",
+        title="Sparse, after SAFARI: a share of the slots switched off",
+        paper="https://arxiv.org/abs/2204.02321",
+        start=Sparse,
+        needs_factors=True,
+        leaves_out=True,
+        options=(SPARSITY,),
+    ),
     "dp_sgd": LocalMethodRow(
         name="dp_sgd",
         title="DP-SGD: examples hidden by clipping and noise",
         paper="https://arxiv.org/abs/1607.00133",
         start=DpSgd,
         guards_examples=True,
+        needs_factors=True,
         options=(DP_CLIP_NORM, DP_NOISE_MULTIPLIER),
     ),
 }

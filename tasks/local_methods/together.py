@@ -40,6 +40,11 @@ class Together(LocalMethod):
         for method in self._methods:
             method.after_step(model, optimizer, step)
 
+    def finish(self, model: nn.Module) -> None:
+        """Let every method put back what it changed, the last one started first."""
+        for method in reversed(self._methods):
+            method.finish(model)
+
     def kept_ranks(self, model: nn.Module, ranks: Mapping[str, int]) -> Mapping[str, int]:
         """Keep what every method keeps."""
         for method in self._methods:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.options import Option
-from tasks.rank_schedulers.costs import MEGABYTE, counted_once, largest_fitting, round_bytes
+from tasks.rank_schedulers.costs import counted_once, largest_fitting, round_bytes
 from tasks.rank_schedulers.decision import Bound, RankCosts, RankSignals
+from tasks.rounds.ledger import MEGABYTE
 
 BUDGET_OPTIONS = (
     Option(

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 
 from tasks.options import Option
-from tasks.rank_schedulers.costs import MEGABYTE, counted_once, largest_fitting
+from tasks.rank_schedulers.costs import counted_once, largest_fitting
 from tasks.rank_schedulers.decision import Bound, RankCosts, RankSignals
 from tasks.rounds.capabilities import Capability
+from tasks.rounds.ledger import MEGABYTE
 
 STATE_BYTES = 16
 """Memory of one trained number: float32 value, gradient and Adam's two moments [bytes]."""

@@ -7,8 +7,6 @@ from functools import cache
 
 from tasks.rank_schedulers.decision import RankCosts
 
-MEGABYTE = 1e6
-
 
 def largest_fitting(top: int, fits: Callable[[int], bool]) -> int:
     """Find the largest number that fits, by bisection.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks.options import Option
-from tasks.rank_schedulers.costs import MEGABYTE
 from tasks.rank_schedulers.decision import Bound, RankSignals
+from tasks.rounds.ledger import FLOAT32_BYTES, MEGABYTE
 
 Curve = Callable[[Fraction], Fraction | float]
 """Progress from 0 to 1 -> share of the way down that is still ahead, from 1 to 0 and never rising."""
@@ -34,6 +34,14 @@ ANNEALING_OPTIONS = (
         kind="count",
     ),
     Option(
+        name="initiating",
+        description="what trains before the curve starts: lora, or full for the whole model, which low ranks then "
+        "start from",
+        default="lora",
+        kind="choice",
+        choices=("lora", "full"),
+    ),
+    Option(
         name="initiating_rank",
         description="rank in the initiating rounds, e.g. the largest for the span of whole matrices; 0 for the heating "
         "rank, below which it never is [slots]",
@@ -43,7 +51,7 @@ ANNEALING_OPTIONS = (
     ),
     Option(
         name="initiating_megabytes",
-        description="largest update of the initiating rank; where one would be larger the heating rank is taken [MB]",
+        description="largest update of the initiating stage; where one would be larger the heating rank is taken [MB]",
         default=100.0,
         most=1e6,
     ),
@@ -138,6 +146,38 @@ def _snapped(rank: int, heating: int, floor: int) -> int:
     return floor if rank <= floor else smallest
 
 
+def whole_rounds(
+    base_values: int, *, initiating: str, initiating_rounds: int, initiating_megabytes: float, **_: object
+) -> int:
+    """Return how many of a run's first rounds train the whole model.
+
+    Args:
+        base_values: Numbers in the base model, four bytes each whatever the codec.
+        initiating: "full" for the whole model, else "lora".
+        initiating_rounds: Rounds before the curve starts [rounds].
+        initiating_megabytes: Largest update that the stage may take [MB].
+
+    Returns:
+        The initiating rounds, or 0 where they train LoRA, which they also do where the model is above the cap.
+    """
+    fits = _whole_megabytes(base_values) <= initiating_megabytes
+    return initiating_rounds if initiating == "full" and fits else 0
+
+
+def _whole_megabytes(base_values: int) -> float:
+    return FLOAT32_BYTES * base_values / MEGABYTE
+
+
+def _initiating_whole(signals: RankSignals, most_megabytes: float, heating: int) -> Bound:
+    megabytes = _whole_megabytes(signals.costs.base_values)
+    if megabytes > most_megabytes:
+        reason = (
+            f"initiating stage: the whole model takes {megabytes:.3g} MB, above {most_megabytes:g} MB; LoRA instead"
+        )
+        return Bound(heating, reason)
+    return Bound(heating, f"initiating stage on the whole model, {megabytes:.3g} MB an update; then rank {heating}")
+
+
 def _initiating(signals: RankSignals, rank: int, most_megabytes: float, heating: int) -> Bound:
     megabytes = signals.costs.values(rank) * signals.costs.uplink_bytes / MEGABYTE
     if megabytes > most_megabytes:
@@ -151,6 +191,7 @@ def sa_annealing(  # noqa: PLR0913  one keyword for each option
     *,
     curve: str,
     initiating_rounds: int,
+    initiating: str,
     initiating_rank: int,
     initiating_megabytes: float,
     cooling_rounds: int,
@@ -164,8 +205,9 @@ def sa_annealing(  # noqa: PLR0913  one keyword for each option
         signals: What is known at the end of the round; rounds, the largest rank and what a rank costs count.
         curve: A name in `CURVES`.
         initiating_rounds: Rounds before the curve starts [rounds].
+        initiating: What trains in them: "lora", or "full" for the whole model, within the same cap on bytes.
         initiating_rank: Rank in them; 0, or one below the heating rank, for the heating rank [slots].
-        initiating_megabytes: Largest update that the initiating rank may take; else it is the heating rank [MB].
+        initiating_megabytes: Largest update of those rounds; above it LoRA trains at the heating rank [MB].
         cooling_rounds: Rounds at the floor at the end of the run [rounds].
         heating_rank: Rank at the start, never above the run's largest; 0 for that one [slots].
         floor_rank: Rank at the end [slots].
@@ -181,14 +223,18 @@ def sa_annealing(  # noqa: PLR0913  one keyword for each option
         SA-FedLoRA, https://arxiv.org/abs/2405.09394v1 (the second version is another paper). Inspired by it, not
         reproduced: only the abstract could be read, which has the two stages, heating and cooling, and the three
         families of curves. Ranks, rounds and the exact formulas are ours, and so is `snap`. In the paper's first stage
-        clients train the whole model, held near the global one by a penalty. The penalty is local work and not part of
-        this. The whole model is approached from below: adapters of full rank span every change of the matrices they
-        adapt, under a cap on bytes; they are not the same optimisation, and what has no adapter stays frozen.
+        clients train the whole model, held near the global one by a penalty (from one summary by others). The penalty
+        is local work and not part of this; `full` trains the whole model in that stage, and freezes what it made as
+        the base of the low ranks. `initiating_rank` approaches it from below: adapters of full rank span every change
+        of the matrices they adapt; they are not the same optimisation, and what has no adapter stays frozen.
     """
     heating = min(heating_rank or signals.max_rank, signals.max_rank)
-    initiating = min(initiating_rank, signals.max_rank)
-    if signals.rounds_done < initiating_rounds and initiating > heating:
-        bound = _initiating(signals, initiating, initiating_megabytes, heating)
+    first_rank, is_first = min(initiating_rank, signals.max_rank), signals.rounds_done < initiating_rounds
+    if is_first and initiating == "full":
+        bound = _initiating_whole(signals, initiating_megabytes, heating)
+        return dict.fromkeys(sorted(signals.ranks), bound)
+    if is_first and first_rank > heating:
+        bound = _initiating(signals, first_rank, initiating_megabytes, heating)
         return dict.fromkeys(sorted(signals.ranks), bound)
     annealing = Annealing(curve, heating, floor_rank, initiating_rounds, cooling_rounds, snap)
     rank = annealed_rank(annealing, signals.rounds_done, signals.num_rounds)

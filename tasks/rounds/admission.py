@@ -19,8 +19,8 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
 
     Raises:
         UpdateRefusedError: Names the field that differs; reasons "wrong-round", "wrong-base", "wrong-share",
-            "wrong-rank" for a lowered rank that is none, or "no-quality" when the metric that weights rest on is
-            missing.
+            "wrong-rank" for a lowered rank that is none, "wrong-held" for an earlier update that is not held, or
+            "no-quality" when the metric that weights rest on is missing.
     """
     subject = f"client {invitation.client_id}, round {plan.round_index}, manifest"
     share = plan.share_of(invitation)
@@ -41,6 +41,7 @@ def admit_manifest(manifest: UpdateManifest, plan: RoundPlan, invitation: Invita
             remedy="set training.validation_frac, and give the client at least two examples",
         )
     _admit_rank(manifest, plan, invitation, subject)
+    _admit_held(manifest, invitation, subject)
     for name, (value, reason) in expected.items():
         got = getattr(manifest, name)
         if got != value:
@@ -67,6 +68,22 @@ def _admit_rank(manifest: UpdateManifest, plan: RoundPlan, invitation: Invitatio
             expected=f"rank {invitation.rank}" if plan.equal_ranks else f"1 to {invitation.rank - 1}, with a reason",
             remedy="train again from this round's plan",
         )
+
+
+def _admit_held(manifest: UpdateManifest, invitation: Invitation, subject: str) -> None:
+    """A lazy client may rest only on what the server says it holds; one that holds something else starts afresh."""
+    known = "" if invitation.held is None else invitation.held.sha256
+    skips_rightly = manifest.update_sha256 == manifest.held_sha256 == known and not manifest.rank
+    if manifest.held_sha256 in {"", known} and (skips_rightly or not manifest.skipped):
+        return
+    raise UpdateRefusedError(
+        subject,
+        "rests on another update than the one that is held of this client",
+        reason="wrong-held",
+        got=manifest.held_sha256 or "none",
+        expected=known or "none: a whole update",
+        remedy="train again from this round's plan; what the client kept of earlier rounds may be deleted",
+    )
 
 
 def check_update_size(num_bytes: int, share: LoraAdapter, subject: str) -> None:

@@ -71,6 +71,10 @@ class RoundKeys:
         """Who is invited, at which rank, with which nonce."""
         return f"{self.root}/plan.json"
 
+    def part(self, client_id: str) -> str:
+        """What of the plan concerns one client: all that it downloads of it."""
+        return f"{self.root}/plans/{check_id('client', client_id)}.json"
+
     @property
     def collection(self) -> str:
         """Which updates count, fixed before they are aggregated."""
@@ -98,6 +102,14 @@ class RoundKeys:
     def uplink(self, client_id: str, attempt: int, name: str) -> str:
         """One file of one attempt of one client."""
         return f"{self.uplinks}{check_id('client', client_id)}/{attempt}/{name}"
+
+    def step(self, rank: int, model: str = GLOBAL) -> str:
+        """What leads clients of this model and rank here from the share of the round before."""
+        return f"{self.root}/downlink/{check_id('model', model)}/rank-{rank}-step.bin"
+
+    def held(self, client_id: str) -> str:
+        """The step that a lazy client brought in the round."""
+        return f"{self.root}/held/{check_id('client', client_id)}.safetensors"
 
     def adapter(self, name: str, model: str = GLOBAL) -> str:
         """One file of a global adapter of the round."""

@@ -15,6 +15,7 @@ import msgspec
 from tasks.errors import IntegrityError, RecordFormatError
 from tasks.rounds.capabilities import Capability, Limit
 from tasks.rounds.keys import GLOBAL
+from tasks.rounds.knowledge import ClientKnowledge
 from tasks.rounds.ledger import LedgerLine
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -51,19 +52,21 @@ class RunSpec(Record, frozen=True, kw_only=True):
 
 
 class Merge(Record, frozen=True, kw_only=True):
-    """What every client adds to its base model after a round, where the method says so.
+    """What every client puts into its base model after a round, where the method says so.
 
     Args:
         round_index: The round that made it.
         key: Its object.
         sha256: Its digest.
         num_bytes: Its size [bytes].
+        whole: It is a whole model, which replaces the base model's tensors and is no part of the adapter.
     """
 
     round_index: int
     key: str
     sha256: Digest
     num_bytes: Count
+    whole: bool = False
 
 
 class GlobalModel(Record, frozen=True, kw_only=True):
@@ -74,7 +77,9 @@ class GlobalModel(Record, frozen=True, kw_only=True):
         round_index: The round whose key holds it (an earlier one when the last round did not change it).
         folder: The name it was written under in that round: its own, or that of the model it came from.
         version: Registered version, 0 when none was published.
-        merges: Rounds whose merge is part of it, oldest first; a client that was away catches up from these.
+        merges: Rounds whose merge is part of it, or of the base it stands on, oldest first; a client that was away
+            catches up from these.
+        slots_round: The last round whose plan cut it, so that each of its slots is another one since; 0 for none.
     """
 
     sha256: Digest
@@ -82,6 +87,23 @@ class GlobalModel(Record, frozen=True, kw_only=True):
     folder: str = GLOBAL
     version: int = 0
     merges: tuple[Merge, ...] = ()
+    slots_round: int = 0
+
+
+class Step(Record, frozen=True, kw_only=True):
+    """What leads from the share of the round before to this one, for clients that still hold that.
+
+    Args:
+        key: Its object.
+        sha256: Its digest.
+        num_bytes: Its size [bytes].
+        reference: Digest of the share it starts from.
+    """
+
+    key: str
+    sha256: Digest
+    num_bytes: Count
+    reference: Digest
 
 
 class Share(Record, frozen=True, kw_only=True):
@@ -92,12 +114,39 @@ class Share(Record, frozen=True, kw_only=True):
         sha256: Its digest.
         num_bytes: Its size [bytes].
         ranks: Module path -> rank.
+        exact: It is written without loss, whatever the plan's codec: clients can tell by its digest whether what they
+            drew or put together is the same.
+        drawn: It follows from the config and the base model: clients draw it themselves, and need not download it.
+        step: The way to it from the share before; None where there is none.
+        moved: Squared lengths of its last changes, the newest first, where lazy clients compare theirs with them.
     """
 
     key: str
     sha256: Digest
     num_bytes: Count
     ranks: dict[str, int]
+    exact: bool = False
+    drawn: bool = False
+    step: Step | None = None
+    moved: tuple[float, ...] = ()
+
+
+class Held(Record, frozen=True, kw_only=True):
+    """The last step that the server got of a lazy client, which counts again when the client skips.
+
+    Args:
+        round_index: The round that brought it.
+        sha256: Digest of the step, as both ends encode it.
+        rank: The rank it was trained at.
+        model: The global adapter it was trained for.
+        skips: Rounds in a row in which it counted again.
+    """
+
+    round_index: int
+    sha256: Digest
+    rank: int
+    model: str = GLOBAL
+    skips: int = 0
 
 
 class Invitation(Record, frozen=True, kw_only=True):
@@ -110,6 +159,7 @@ class Invitation(Record, frozen=True, kw_only=True):
         pool: Work pool that runs it, "inline" for the server's own process.
         model: Which global adapter its share is cut from.
         batch_size: Largest batch that it is known to hold in memory; 0 for the config's own [examples].
+        held: What the server still holds of it, on which it may rest; None for nothing.
     """
 
     client_id: str
@@ -118,6 +168,7 @@ class Invitation(Record, frozen=True, kw_only=True):
     pool: str
     model: str = GLOBAL
     batch_size: int = 0
+    held: Held | None = None
 
     @property
     def share_name(self) -> str:
@@ -138,6 +189,8 @@ class RoundPlan(Record, frozen=True, kw_only=True):
         merges: Model name -> what its clients have to add to their base; empty for methods that keep the base.
         cuts: Model name -> its global adapter at the ranks that clients have now, where they changed; from this one
             shares were cut, and aggregation goes on.
+        slots_rounds: Model name -> the first round with the slots it has now; models that kept theirs are not named.
+            What clients kept of earlier rounds says nothing about these slots.
         rounds_done: Rounds before this one that made a new global adapter.
         equal_ranks: Nobody may come back with a lower rank than it was sent.
         uplink_codec: How updates are encoded.
@@ -156,6 +209,7 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     shares: dict[str, Share]
     merges: dict[str, tuple[Merge, ...]] = {}
     cuts: dict[str, GlobalModel] = {}
+    slots_rounds: dict[str, int] = {}
     rounds_done: int = 0
     equal_ranks: bool = False
     uplink_codec: str
@@ -168,6 +222,18 @@ class RoundPlan(Record, frozen=True, kw_only=True):
     def share_of(self, invitation: Invitation) -> Share:
         """Return what this client downloads."""
         return self.shares[invitation.share_name]
+
+    def part_of(self, invitation: Invitation) -> "RoundPlan":
+        """Return what of the plan concerns one client, and nothing of the others but how many are wanted."""
+        return msgspec.structs.replace(
+            self,
+            invitations=(invitation,),
+            models={invitation.model: self.models[invitation.model]},
+            shares={invitation.share_name: self.share_of(invitation)},
+            merges={name: merges for name, merges in self.merges.items() if name == invitation.model},
+            cuts={name: cut for name, cut in self.cuts.items() if name == invitation.model},
+            slots_rounds={name: since for name, since in self.slots_rounds.items() if name == invitation.model},
+        )
 
     def merges_of(self, invitation: Invitation) -> tuple[Merge, ...]:
         """Return what this client's base has to hold, oldest first."""
@@ -185,8 +251,10 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
         nonce: Repeats the invitation's.
         base_digest: The base model it trained on.
         share_sha256: The share it started from.
-        update_sha256: Digest of its update's bytes.
+        update_sha256: Digest of its update's bytes; of the step that the server holds, where it skips.
         update_bytes: Their size [bytes].
+        held_sha256: The held step that its message goes on from; empty when it starts afresh.
+        skipped: It sends nothing: what the server holds of it still stands.
         num_examples: What its weight rests on.
         num_steps: Optimiser steps taken.
         training_s: Time in the training loop [s].
@@ -196,6 +264,8 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
         lowered: Why it is lower: it did not fit into "memory", or the client "pruned" it.
         batch_size: Batch it trained with, where memory did not hold the configured one; 0 for that one [examples].
         capability: What it measured of its machine.
+        downloaded: Kind of object -> bytes that it downloaded for this attempt, repeats included [bytes].
+        uploaded: Kind of object -> bytes that it uploaded before this manifest, repeats included [bytes].
     """
 
     run_id: str
@@ -216,6 +286,10 @@ class UpdateManifest(Record, frozen=True, kw_only=True):
     lowered: Lowered = ""
     batch_size: Annotated[int, msgspec.Meta(ge=0, le=65_536)] = 0
     capability: Capability = Capability()
+    downloaded: dict[str, Count] = {}
+    uploaded: dict[str, Count] = {}
+    held_sha256: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    skipped: bool = False
 
 
 class ClientFailure(Record, frozen=True, kw_only=True):
@@ -226,12 +300,16 @@ class ClientFailure(Record, frozen=True, kw_only=True):
         attempt: Which try.
         reason: Name of the error.
         detail: Its message.
+        downloaded: Kind of object -> bytes that it downloaded for this attempt, repeats included [bytes].
+        uploaded: Kind of object -> bytes that it uploaded before this word, repeats included [bytes].
     """
 
     client_id: str
     attempt: int
     reason: str
     detail: str
+    downloaded: dict[str, Count] = {}
+    uploaded: dict[str, Count] = {}
 
 
 class Acceptance(Record, frozen=True, kw_only=True):
@@ -250,6 +328,8 @@ class Acceptance(Record, frozen=True, kw_only=True):
         update_norm: Norm of the change it makes to its share, over products.
         training_s: Time in the training loop [s].
         metrics: Its own figures.
+        held_sha256: The held step that its message goes on from, or that counts again; empty for none.
+        skipped: It sent nothing; what was held of it counts again.
     """
 
     client_id: str
@@ -264,6 +344,8 @@ class Acceptance(Record, frozen=True, kw_only=True):
     lowered: Lowered = ""
     batch_size: int = 0
     capability: Capability = Capability()
+    held_sha256: str = ""
+    skipped: bool = False
 
 
 class Refusal(Record, frozen=True, kw_only=True):
@@ -353,6 +435,9 @@ class RoundRecord(Record, frozen=True, kw_only=True):
             repeats those of the round before.
         capabilities: Client id -> what is known of its machine, smoothed over rounds.
         limits: Client id -> what it turned out not to manage.
+        held: Client id -> the last step the server got of it, where clients are lazy.
+        knowledge: Client id -> what it showed when its update was last accepted.
+        distances: (client, client, distance of their updates, rounds they met in), where clients stand in for others.
         metrics: Evaluation of the global adapter.
         totals: Bytes of the run so far and of its counterfactuals.
     """
@@ -373,12 +458,23 @@ class RoundRecord(Record, frozen=True, kw_only=True):
     rank_changes: tuple[RankChange, ...] = ()
     capabilities: dict[str, Capability] = {}
     limits: dict[str, Limit] = {}
+    held: dict[str, Held] = {}
+    knowledge: dict[str, ClientKnowledge] = {}
+    distances: tuple[tuple[str, str, float, int], ...] = ()
     metrics: dict[str, float] = {}
     totals: dict[str, int] = {}
 
     def model_of(self, client_id: str) -> str:
         """Return the name of the model that a client trains; a client nobody has seen joins the main one."""
         return self.labels.get(client_id, self.main)
+
+    def as_cut(self, plan: RoundPlan) -> "RoundRecord":
+        """Return this record with its global adapters as the next round's plan cut them, which that round goes on from.
+
+        Args:
+            plan: That plan.
+        """
+        return msgspec.structs.replace(self, models=self.models | plan.cuts)
 
     @property
     def main(self) -> str:
@@ -398,6 +494,7 @@ class FusionReport(Record, frozen=True, kw_only=True):
         shared_weight: Weight of the global one.
         evaluations: How many weights the search tried.
         metrics: "<personal|shared|fused>_<metric>" on its validation share.
+        downloaded: Kind of object -> bytes that it downloaded for that [bytes].
     """
 
     run_id: str
@@ -407,6 +504,7 @@ class FusionReport(Record, frozen=True, kw_only=True):
     shared_weight: float
     evaluations: int
     metrics: dict[str, float]
+    downloaded: dict[str, Count] = {}
 
 
 def rank_changes(
@@ -466,3 +564,25 @@ def check_digest(data: bytes, expected: str, subject: str) -> bytes:
     if (got := sha256(data)) != expected:
         raise IntegrityError(subject, "bytes were altered", got=got, expected=expected)
     return data
+
+
+def learned(
+    known: Mapping[str, ClientKnowledge], collection: Collection, round_index: int
+) -> dict[str, ClientKnowledge]:
+    """Add what clients showed in a round to what is known of them.
+
+    Args:
+        known: Client id -> what it showed so far.
+        collection: What came in.
+        round_index: The round.
+    """
+    new = {
+        acceptance.client_id: ClientKnowledge(
+            update_norm=acceptance.update_norm,
+            loss=acceptance.metrics.get("mean_loss"),
+            num_examples=acceptance.num_examples,
+            last_round=round_index,
+        )
+        for acceptance in collection.accepted
+    }
+    return {**known, **new}

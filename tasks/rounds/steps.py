@@ -1,12 +1,12 @@
 """What one step of a round hands to the next: keys and numbers, never tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from tasks.rounds.keys import GLOBAL
-from tasks.rounds.records import Acceptance, Collection, GlobalModel, RoundPlan
+from tasks.rounds.records import Acceptance, Collection, GlobalModel, Held, RoundPlan
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Candidate:
         seconds: Time the aggregation took [s]; no part of the record, which must not depend on the machine.
         figures: Numbers about the aggregation itself, by metric name.
         notes: Client id -> what a robust rule did to its update; clients left alone are not named.
+        held: Client id -> the step that the server holds of it from now on, where clients are lazy.
+        distances: How far apart clients' updates have been, as records hold it, where clients stand in for others.
     """
 
     group: Group
@@ -86,6 +88,8 @@ class Candidate:
     seconds: float
     figures: dict[str, float]
     notes: dict[str, str]
+    held: dict[str, Held] = field(default_factory=dict)
+    distances: tuple[tuple[str, str, float, int], ...] = ()
 
 
 def one_group(collection: Collection) -> Grouping:

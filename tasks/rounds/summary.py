@@ -6,6 +6,9 @@ from typing import Any
 from tasks.rounds.ledger import saved_fraction
 from tasks.rounds.records import TRAINED, Record, RoundRecord
 
+BYTE_BUDGET = "byte_budget"
+"""Outcome of a run that its budget of bytes ended; the command line has an exit code for it."""
+
 
 @dataclass(frozen=True)
 class RunHandle:
@@ -30,7 +33,7 @@ class RunSummary(Record, frozen=True, kw_only=True):
     Args:
         run_id: The run.
         outcome: "committed" when it did what was promised; "target_reached" when it stopped early because it was good;
-            "privacy_budget" when another round would have spent more than it may.
+            "privacy_budget" or "byte_budget" when another round would have spent more than it may.
         rounds: Trained rounds that were committed or degraded.
         metrics: Evaluation of the last global adapter.
         uplink_bytes: From clients [bytes].

@@ -9,28 +9,27 @@ Legend of dimensions: R rank, I inputs (flattened), O outputs.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from tasks.adapters.lora import LoraAdapter, fold_scaling, unfold_scaling
 from tasks.adapters.peft_files import from_state_dict, to_state_dict
-from tasks.errors import AdapterShapeError
+from tasks.errors import AdapterShapeError, ModelError
 from tasks.training.models import BaseModel
+from tasks.training.peft_words import peft_config
 from tasks.training.skeleton import skeleton
 from tasks.training.targets import (
     LoraSpec,
     check_no_groups,
     check_ranks,
-    is_transposed,
     named_targets,
-    short_names,
     trained_whole,
 )
 
@@ -46,7 +45,6 @@ __all__ = [
 ]
 
 ADAPTER_NAME = "default"
-_TASK_TYPES = {"sequence_classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM"}
 
 
 def adapted_modules(base: BaseModel, lora: LoraSpec) -> dict[str, tuple[int, int]]:
@@ -57,11 +55,15 @@ def adapted_modules(base: BaseModel, lora: LoraSpec) -> dict[str, tuple[int, int
         lora: What to adapt.
 
     Returns:
-        Module path -> (O, I).
+        Module path -> (O, I); none where the whole model is trained.
 
     Raises:
-        ModelError: A name that no module has, nothing to adapt, or a grouped convolution.
+        ModelError: A name that no module has, nothing to adapt, a grouped convolution, or a whole model that cannot be
+            trained as one.
     """
+    if lora.whole_model:
+        trained_whole(base, lora)  # refuses what cannot be trained as a whole
+        return {}
     targets = named_targets(base, lora)
     if isinstance(targets, list):
         check_no_groups(base.network, targets)
@@ -77,15 +79,20 @@ def adapt(base: BaseModel, lora: LoraSpec, ranks: Mapping[str, int], *, seed: in
     Args:
         base: The base model; its frozen tensors are shared, never written to.
         lora: How to adapt it.
-        ranks: Module path -> rank, at least 1; modules without an entry are left as they are.
+        ranks: Module path -> rank, at least 1; modules without an entry are left as they are. None at all where the
+            whole model is trained.
         seed: Seed of PEFT's own initialisation.
 
     Returns:
-        A PEFT model whose product is zero until it is trained or loaded.
+        A PEFT model whose product is zero until it is trained or loaded. A whole model has trained copies of all its
+        tensors, the base model's own beside them.
 
     Raises:
-        ModelError: A rank below 1, no module, a path the model does not have, or a grouped convolution.
+        ModelError: A rank below 1, no module, a path the model does not have, a grouped convolution, or a whole model
+            that PEFT cannot hold.
     """
+    if lora.whole_model:
+        return _whole(base, lora, seed)
     check_ranks(base.network, ranks)
     check_no_groups(base.network, ranks)
     largest = max(ranks.values())
@@ -100,6 +107,20 @@ def adapt(base: BaseModel, lora: LoraSpec, ranks: Mapping[str, int], *, seed: in
     return skeleton(base, lora, config, seed=seed)
 
 
+def _whole(base: BaseModel, lora: LoraSpec, seed: int) -> PeftModel:
+    model = skeleton(base, lora, LoraConfig(r=1, target_modules=DUMMY_TARGET_MODULES), seed=seed)
+    # PEFT finds modules by the ends of their paths, and could take one for another.
+    named = model.get_base_model().named_modules()
+    got = {path for path, module in named if isinstance(module, ModulesToSaveWrapper)}
+    expected = set(trained_whole(base, lora))
+    if got != expected:
+        raise ModelError(
+            "lora.whole_model", "PEFT cannot hold every tensor of this model once",
+            got=", ".join(sorted(got ^ expected)[:5]), remedy="use low ranks",
+        )  # fmt: skip
+    return model
+
+
 def initial_adapter(base: BaseModel, lora: LoraSpec, ranks: Mapping[str, int], *, seed: int) -> LoraAdapter:
     """Draw the adapter of round 0, whose product is zero.
 
@@ -111,7 +132,7 @@ def initial_adapter(base: BaseModel, lora: LoraSpec, ranks: Mapping[str, int], *
 
     Returns:
         Folded adapter: `a` random and `b` zero (for embeddings the other way round, as PEFT has it), and the dense
-        tensors as the base model has them.
+        tensors as the base model has them; of a whole model only those.
 
     Raises:
         ModelError: As `adapt`.
@@ -172,36 +193,6 @@ def extract_adapter(model: PeftModel) -> LoraAdapter:
     pairs = {path: replace(pair, a=pair.a.float(), b=pair.b.float()) for path, pair in adapter.pairs.items()}
     dense = {name: t.float() if t.is_floating_point() else t for name, t in adapter.dense.items()}
     return LoraAdapter(pairs, dense)
-
-
-def peft_config(base: BaseModel, lora: LoraSpec, adapter: LoraAdapter) -> dict[str, Any]:
-    """Say in PEFT's words what an adapter belongs to, for its `adapter_config.json`; ranks are added on writing.
-
-    Args:
-        base: The base model.
-        lora: How it was adapted.
-        adapter: The adapter to publish.
-
-    Returns:
-        The content of the file, save for ranks and alphas.
-    """
-    modules = trained_whole(base, lora)
-    return {
-        "peft_type": "LORA",
-        "task_type": _TASK_TYPES.get(base.spec.kind),
-        "base_model_name_or_path": base.spec.location or f"rankweave/{base.spec.kind}",
-        "revision": base.spec.revision or None,
-        "target_modules": short_names(base.network, adapter.pairs),
-        "modules_to_save": modules or None,
-        "bias": lora.bias,
-        "lora_dropout": lora.dropout,
-        "fan_in_fan_out": _has_transposed(base.network, adapter.pairs),
-        "inference_mode": True,
-    }
-
-
-def _has_transposed(network: nn.Module, paths: Iterable[str]) -> bool:
-    return any(is_transposed(network.get_submodule(path)) for path in paths)
 
 
 def _read(model: PeftModel) -> LoraAdapter:

@@ -99,6 +99,7 @@ def train(  # noqa: PLR0913  what, on what, how, and three things the caller alo
     finally:
         model.train(was_training)
         model.zero_grad(set_to_none=True)
+        method.finish(model)
     seconds = time.perf_counter() - started
     values = losses.values
     return TrainingResult(

@@ -34,11 +34,11 @@ def skeleton(base: BaseModel, lora: LoraSpec, config: LoraConfig, *, seed: int) 
     Raises:
         ModelError: PEFT knows no way to adapt what is targeted, or a scaling without an alpha.
     """
-    config.bias = lora.bias
+    config.bias = "none" if lora.whole_model else lora.bias
     config.modules_to_save = trained_whole(base, lora) or None
     config.use_rslora, config.lora_alpha, config.alpha_pattern = _alphas(lora, config)
     # Tensors in the memo are shared by the copy. Biases that will be trained must not be.
-    shared = (p for n, p in base.network.named_parameters() if lora.bias == "none" or not n.endswith("bias"))
+    shared = (p for n, p in base.network.named_parameters() if config.bias == "none" or not n.endswith("bias"))
     network = copy.deepcopy(base.network, {id(parameter): parameter for parameter in shared})
     try:
         with seeded(seed), _quiet(network):
@@ -64,6 +64,8 @@ def _quiet(network: nn.Module) -> Iterator[None]:
 
 
 def _alphas(lora: LoraSpec, config: LoraConfig) -> tuple[bool, Any, dict[str, Any]]:
+    if lora.whole_model:
+        return False, config.r, {}
     if lora.alpha:
         return lora.use_rslora, lora.alpha, {}
     if lora.use_rslora:

@@ -39,6 +39,7 @@ class LoraSpec:
         bias: Biases to train whole: "none", "all", or those of adapted modules ("lora_only").
         modules_to_save: Names or paths of modules to train whole. A transformers classifier's head and whatever else
             its checkpoint did not bring are trained whole in any case.
+        whole_model: Train every tensor of the model and adapt no module; nothing else here counts then.
     """
 
     target_modules: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class LoraSpec:
     dropout: float = 0.0
     bias: Bias = "none"
     modules_to_save: tuple[str, ...] = ()
+    whole_model: bool = False
 
 
 def named_targets(base: BaseModel, lora: LoraSpec) -> list[str] | str | None:
@@ -131,13 +133,14 @@ def trained_whole(base: BaseModel, lora: LoraSpec) -> list[str]:
         lora: The user's wishes.
 
     Returns:
-        Sorted paths, none inside another.
+        Sorted paths, none inside another. For a whole model they hold every tensor of it.
 
     Raises:
-        ModelError: A name that no module has, or a classifier without a head of a known name.
+        ModelError: A name that no module has, a classifier without a head of a known name, or a whole model that cannot
+            be trained as one.
     """
-    paths = set(base.fresh_modules)
-    for name in lora.modules_to_save:
+    paths = _owners(base.network) if lora.whole_model else set(base.fresh_modules)
+    for name in () if lora.whole_model else lora.modules_to_save:
         found = _matches(base.network, name)
         if not found:
             raise ModelError(
@@ -196,6 +199,24 @@ def is_transposed(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
+
+
+def _owners(network: nn.Module) -> set[str]:
+    """Return the paths of all modules that hold tensors of their own."""
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(id(parameter), name)) != name:
+            raise ModelError(
+                f"lora.whole_model, tensor {name}", f"is tied to {other}: trained apart, the two would drift apart",
+                remedy="use low ranks, or a checkpoint whose head is not tied to its embeddings",
+            )  # fmt: skip
+    paths = {name.rpartition(".")[0] for name in network.state_dict()}
+    if "" in paths:
+        raise ModelError(
+            "lora.whole_model", "the model holds tensors outside of all its modules, which PEFT cannot save",
+            remedy="use low ranks, or another model",
+        )  # fmt: skip
+    return paths
 
 
 def _matches(network: nn.Module, name: str) -> list[str]:

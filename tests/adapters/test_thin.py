@@ -1,4 +1,7 @@
-"""Thin messages: what is left out comes back from the side that knows it, and what does not fit is refused by name."""
+"""Thin messages: what is left out comes back from the side that knows it, and what does not fit is refused by name.
+
+Messages of cores alone, and how many bytes each form costs: `test_thin_cores`.
+"""
 
 from dataclasses import replace
 
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from tasks.adapters.admission import admit
 from tasks.adapters.lora import LayerForm, LoraAdapter, LoraPair, fold_scaling
 from tasks.adapters.thin import Parts, fill, thin
-from tasks.codecs.table import CODECS, codec
+from tasks.codecs.table import CODECS, Trip, wire
 from tasks.errors import UpdateRefusedError
 from tests.strategies import adapters, normal, pair_of
 
@@ -18,6 +21,7 @@ FACTORS = ("a", "b")
 EVERY = ("both", *FACTORS, "none")
 BOUNDS = {"fp32": (0.0, 0.0), "fp16": (2**-11, 2**-25)}  # relative, and absolute below the normal range
 laws = settings(max_examples=40, derandomize=True)
+TRIP = Trip(round_index=1, seed=3)
 FORM = LayerForm("linear", (5,))
 WHOLE = LoraAdapter(
     {"layers.0": pair_of(FORM, 4, 2, seed=1), "layers.1": pair_of(FORM, 3, 2, seed=9)}, {"head.bias": normal((3,), 5)}
@@ -108,18 +112,20 @@ def test_the_product_survives_under_any_scaling(factor):
 @laws
 @given(adapter=adapters(dtypes=(torch.float32,)))
 def test_every_codec_carries_thin_messages(name, parts, adapter):
-    message, _ = codec(name).encode(thin(adapter, parts), adapter, None)
-    folded, (rtol, atol) = fold_scaling(adapter), BOUNDS[name]
-    back = fill(codec(name).decode(message, adapter), folded.pairs, parts, subject="client")
+    folded, reference = fold_scaling(adapter), thin(LoraAdapter(changed(adapter), adapter.dense), parts)
+    message, _ = wire(name, {}).encode(thin(adapter, parts), reference, None, TRIP)
+    back = fill(wire(name, {}).decode(message, reference, TRIP), folded.pairs, parts, subject="client")
     assert {path: pair.form for path, pair in back.pairs.items()} == {p: q.form for p, q in folded.pairs.items()}
+    assert [t.shape for t in tensors(back)] == [t.shape for t in tensors(folded)]
+    rtol, atol = BOUNDS.get(name, (0.0, float("inf")))  # how far the others may be off is for their own laws
     for got, expected in zip(tensors(back), tensors(folded), strict=True):
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
 def test_a_known_factor_is_not_rounded_by_the_codec(factor):
-    message, _ = codec("fp16").encode(thin(WHOLE, factor), WHOLE, None)
-    back = fill(codec("fp16").decode(message, WHOLE), WHOLE.pairs, factor, subject="client")
+    message, _ = wire("fp16", {}).encode(thin(WHOLE, factor), None, None, TRIP)
+    back = fill(wire("fp16", {}).decode(message, None, TRIP), WHOLE.pairs, factor, subject="client")
     for path, pair in back.pairs.items():
         assert torch.equal(pair.a, WHOLE.pairs[path].a) == (factor == "b")
         assert torch.equal(pair.b, WHOLE.pairs[path].b) == (factor == "a")

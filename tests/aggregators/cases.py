@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from tasks.adapters.core import core_of, frozen_b, with_core
 from tasks.adapters.lora import LayerForm, LoraAdapter, LoraPair, fold_scaling, prefix
 from tasks.adapters.products import dense_product
 from tasks.aggregators.table import AGGREGATORS, Aggregator
 from tests.oracles.delta_svd import delta_svd
+from tests.oracles.fed_sb import fed_sb
 from tests.oracles.fedavg import fedavg
 from tests.oracles.fedex import fedex
 from tests.oracles.fedsa import fedsa
@@ -33,6 +35,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "hetlora": hetlora,
     "ffa": ffa,
     "fedsa": fedsa,
+    "fed_sb": fed_sb,
     "flexlora": flexlora,
     "raflora": raflora,
     "raflora_canonical": raflora_canonical,
@@ -172,24 +175,39 @@ def rounding(row: Aggregator, result: LoraAdapter) -> dict[str, torch.Tensor]:
 
 
 def suited(row: Aggregator, updates: Sequence[LoraAdapter]) -> list[LoraAdapter]:
-    """Turn clients into ones a row can aggregate: of one rank, or on rows of one frozen `a`, if it needs that."""
+    """Turn clients into ones a row can aggregate: of one rank, or on rows of one frozen `a`, if it needs that.
+
+    Cores come out triangular: of those the first slots are the leading block, so that laws may cut clients by slots.
+    """
     if not row.mixed_ranks:
         level = {path: min(u.ranks[path] for u in updates) for path in updates[0].pairs}
         updates = [prefix(update, level) for update in updates]
-    if row.sends == "b":
+    if row.sends in {"b", "core"}:
         frozen = {p: max((u.pairs[p] for u in updates), key=lambda pair: pair.rank).a for p in updates[0].pairs}
         updates = [
             LoraAdapter({p: replace(v, a=frozen[p][: v.rank].clone()) for p, v in u.pairs.items()}, u.dense)
             for u in updates
         ]
+    if row.sends == "core":
+        updates = [LoraAdapter({p: cored(pair) for p, pair in u.pairs.items()}, u.dense) for u in updates]
     return list(updates)
 
 
+def cored(pair: LoraPair) -> LoraPair:
+    """Turn a pair into one with a triangular core between its `a` and what belongs to that; the scaling stays."""
+    bare = replace(pair, scaling=1.0)
+    return replace(pair, b=with_core(bare, core_of(bare).triu()).b.to(pair.b.dtype))
+
+
 def shifted(row: Aggregator, update: LoraAdapter, by: float) -> LoraAdapter:
-    """Move the factor that a client trains."""
-    trains_b = row.sends == "b"
-    pairs = {p: replace(v, b=v.b + by) if trains_b else replace(v, a=v.a + by) for p, v in update.pairs.items()}
-    return LoraAdapter(pairs, update.dense)
+    """Move the factor that a client trains, or the diagonal of the core."""
+    return LoraAdapter({p: _shifted(row, pair, by) for p, pair in update.pairs.items()}, update.dense)
+
+
+def _shifted(row: Aggregator, pair: LoraPair, by: float) -> LoraPair:
+    if row.sends == "core":
+        return replace(pair, b=pair.b + by * frozen_b(pair.a, len(pair.b)).to(pair.b.dtype))
+    return replace(pair, b=pair.b + by) if row.sends == "b" else replace(pair, a=pair.a + by)
 
 
 def cast(adapter: LoraAdapter, dtype: torch.dtype) -> LoraAdapter:

@@ -81,7 +81,7 @@ def test_result_does_not_depend_on_the_cut_at_the_real_block_size(name: str):
 @pytest.mark.parametrize("name", [n for n in METHODS if AGGREGATORS[n].noop_fixed_point])
 def test_noop_round_is_a_fixed_point_across_blocks(name: str):
     row = AGGREGATORS[name]
-    old = LoraAdapter({"m": truncate(client({"m": 3}, 77).pairs["m"], 3)})
+    (old,) = suited(row, [LoraAdapter({"m": truncate(client({"m": 3}, 77).pairs["m"], 3)})])
     ranks = [3] * 200 if not row.mixed_ranks else [1 + k % 3 for k in range(200)]
     returned = [row.share(old, {"m": rank}) for rank in ranks]
     result = aggregate(name, returned, [1.0 + 0.1 * (k % 7) for k in range(200)], previous=old)

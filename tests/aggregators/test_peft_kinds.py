@@ -14,11 +14,14 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tasks.adapters.core import core_of, with_core
+from tasks.adapters.lora import LoraPair
 from tasks.adapters.peft_files import PeftFolder, read_adapter, write_adapter
 from tasks.adapters.products import dense_product
 from tasks.aggregators.cohort import aggregate
 from tasks.aggregators.table import AGGREGATORS, Aggregator
 from tasks.errors import UnsupportedAdapterError
+from tasks.local_methods.pairs import lora_pairs
 from tests.strategies import normal
 
 pytestmark = [
@@ -62,15 +65,19 @@ class Saved:
     deltas: dict[str, torch.Tensor]
 
 
-def trained(words: dict[str, Any], seed: int, *, has_frozen_a: bool) -> PeftModel:
-    """Adapt the zoo; with a frozen `a`, clients of any rank have the first rows of one."""
+def trained(words: dict[str, Any], seed: int, *, kind: str) -> PeftModel:
+    """Adapt the zoo; with a frozen `a`, clients of any rank have the first rows of one, and with cores B0 as well."""
     model = get_peft_model(Zoo(), LoraConfig(target_modules=LAYERS, fan_in_fan_out=True, **words))
     lora = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     with torch.no_grad():
         for i, (name, parameter) in enumerate(lora):
             is_a = "lora_A" in name or "lora_embedding_A" in name
-            entries = normal((8, *parameter.shape[1:]), i if is_a and has_frozen_a else 100 * seed + i, scale=0.3)
+            is_shared = is_a and kind in {"frozen", "cores"}
+            entries = normal((8, *parameter.shape[1:]), i if is_shared else 100 * seed + i, scale=0.3)
             parameter.copy_(entries[: len(parameter)])
+        for pair in lora_pairs(model) if kind == "cores" else ():
+            plain = LoraPair(pair.a.flatten(1), pair.b.flatten(1))
+            pair.b.copy_(with_core(plain, core_of(plain)).b.reshape(pair.b.shape))
     return model
 
 
@@ -96,17 +103,18 @@ def deltas(model: PeftModel) -> dict[str, torch.Tensor]:
 def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Saved]]:
     """Three clients and a previous adapter, saved by PEFT, for every kind of method."""
     made = {}
-    for name, clients in (("mixed", MIXED), ("frozen", MIXED), ("equal", EQUAL)):
+    for name, clients in (("mixed", MIXED), ("frozen", MIXED), ("cores", MIXED), ("equal", EQUAL)):
         made[name] = []
         for seed, words in enumerate((*clients, PREVIOUS), start=1):
-            model, folder = trained(words, seed, has_frozen_a=name == "frozen"), tmp_path_factory.mktemp(name)
+            model, folder = trained(words, seed, kind=name), tmp_path_factory.mktemp(name)
             model.save_pretrained(str(folder), save_embedding_layers=False)
             made[name].append(Saved(read_adapter(folder), deltas(model)))
     return made
 
 
 def suited(row: Aggregator, cohorts: dict[str, list[Saved]]) -> list[Saved]:
-    return cohorts["frozen" if row.sends == "b" else "mixed" if row.mixed_ranks else "equal"]
+    frozen = {"b": "frozen", "core": "cores"}
+    return cohorts[frozen.get(row.sends, "mixed" if row.mixed_ranks else "equal")]
 
 
 def loaded(folder: Path) -> PeftModel:

@@ -12,7 +12,7 @@ from tasks.aggregators.table import AGGREGATORS
 from tasks.errors import AdapterShapeError, NonFiniteUpdateError
 from tests.aggregators.cases import MISFITS, client, f1, f64, tensors
 
-PRODUCT_ROWS = [name for name, row in AGGREGATORS.items() if row.averages == "products"]
+PRODUCT_ROWS = [name for name, row in AGGREGATORS.items() if row.needs == "updates" and row.averages == "products"]
 
 
 def gathered(updates: list[LoraAdapter], weights: list[float]) -> ProductTerms:

@@ -8,7 +8,7 @@ import torch
 from tasks.adapters.lora import LoraAdapter
 from tasks.aggregators import AGGREGATORS, aggregate, aggregator
 from tasks.errors import EmptyCohortError, InvalidWeightError, NonFiniteUpdateError, UnknownNameError
-from tests.aggregators.cases import ORACLES, client, same_bits, tiny_cohort
+from tests.aggregators.cases import ORACLES, client, same_bits, suited, tiny_cohort
 
 
 def test_table_names_its_rows_and_has_an_oracle_for_each():
@@ -20,7 +20,7 @@ def test_every_row_starts_a_fold_of_its_own():
     updates, weights = tiny_cohort(3, max_rank=1)
     for row in AGGREGATORS.values():
         first, second = row.start(), row.start()
-        first.add(0, updates[0], weights[0])
+        first.add(0, suited(row, updates)[0], weights[0])
         with pytest.raises(EmptyCohortError):
             second.finish(None)
 
@@ -32,8 +32,13 @@ def test_share_of_a_slice_method_is_the_first_slots():
             assert torch.equal(row.share(whole, {"m": 2}).pairs["m"].a, whole.pairs["m"].a[:2])
 
 
+def test_slots_are_kept_where_no_svd_and_no_seed_makes_them_anew():
+    anew = {"flexlora", "raflora", "raflora_canonical", "delta_svd", "flora_stack"}
+    assert {name for name, row in AGGREGATORS.items() if not row.keeps_slots} == anew
+
+
 def test_unknown_name_error_lists_the_known_ones():
-    with pytest.raises(UnknownNameError, match=r"delta_svd, fedavg, .*rbla, zero_pad"):
+    with pytest.raises(UnknownNameError, match=r"delta_svd, fed_sb, fedavg, .*rbla, zero_pad"):
         aggregator("rabla")
     with pytest.raises(UnknownNameError, match="rabla"):
         aggregate("rabla", *tiny_cohort(2))

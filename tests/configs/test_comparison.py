@@ -118,7 +118,7 @@ def test_a_plan_as_experiment_and_an_experiment_as_plan_say_what_to_do(tmp_path)
         load_config(path)
     with pytest.raises(
         ConfigError,
-        match=r"lists no methods.*such as compare_aggregators, compare_local_methods.*or an experiment with --vary",
+        match=r"lists no methods.*such as compare_aggregators, .*compare_local_methods.*or an experiment with --vary",
     ):
         load_plan("digits-staircase")
     with pytest.raises(ConfigError, match="is a comparison plan itself; expected an experiment"):
@@ -150,7 +150,8 @@ def test_a_setting_judged_by_two_metrics_is_refused():
 
 
 def test_plans_and_experiments_that_ship_are_told_apart():
-    assert plan_names() == ["compare_aggregators", "compare_local_methods", "compare_schedulers"]
+    compared = ("aggregators", "codecs", "codecs_text", "local_methods", "schedulers")
+    assert plan_names() == [f"compare_{name}" for name in compared]
     assert set(preset_names()).isdisjoint(plan_names())
 
 
@@ -176,4 +177,6 @@ def test_the_shipped_plan_compares_every_aggregator_that_takes_whole_adapters():
         for override in method["set"]
         if override.startswith("aggregation.name=")
     }
-    assert compared == set(AGGREGATORS) - {"fedsa"}, "fedsa leaves no common model to evaluate"
+    assert compared == set(AGGREGATORS) - {"fedsa", "fed_sb"}, (
+        "fedsa leaves no common model, fed_sb is sent cores alone"
+    )

@@ -6,11 +6,14 @@ from configs.experiment import ExperimentConfig
 from configs.loading import PRESETS, load_config, preset_names
 from configs.sections import NO_RULE
 from tasks.aggregators.robust.table import ROBUST_RULES
+from tasks.aggregators.surrogates import SURROGATES
 from tasks.aggregators.table import AGGREGATORS
 from tasks.aggregators.weightings import WEIGHTINGS
 from tasks.codecs.table import CODECS
+from tasks.cohorts.selections.table import SELECTIONS
 from tasks.data.partitions import PARTITIONS
 from tasks.data.sources import SOURCES
+from tasks.lazy.table import LAZY_RULES
 from tasks.local_methods.table import LOCAL_METHODS
 from tasks.rank_schedulers.table import RANK_SCHEDULERS
 from tasks.training.models import MODEL_KINDS
@@ -35,6 +38,12 @@ DROP_DOWNS = [
     ("RankOption", "name", sorted({option.name for row in RANK_SCHEDULERS.values() for option in row.options})),
     ("TrainingOption", "name", sorted({option.name for row in LOCAL_METHODS.values() for option in row.options})),
     ("ModelConfig", "kind", MODEL_KINDS),
+    ("ExchangeConfig", "lazy", LAZY_RULES),
+    ("CohortConfig", "selection", SELECTIONS),
+    ("CodecOption", "name", sorted({option.name for row in CODECS.values() for option in row.options})),
+    ("LazyOption", "name", sorted({option.name for row in LAZY_RULES.values() for option in row.options})),
+    ("SelectionOption", "name", sorted({option.name for row in SELECTIONS.values() for option in row.options})),
+    ("SurrogateOption", "name", sorted(option.name for option in SURROGATES.options)),
 ]
 
 

@@ -177,11 +177,13 @@ def test_a_value_that_no_option_takes_is_refused_by_the_form(value):
         config_of("aggregation.name=flexlora", f"aggregation.options=[{{name: energy, value: {value}}}]")
 
 
-# Rules that refactor would tear the shared a from ffa's b; fedsa sends no products that a rule could compare; hetlora
-# finds its own weights, and would undo what a rule does by weights.
+# Rules that refactor would tear the shared a from ffa's b and fed_sb's cores; fedsa sends no products that a rule could
+# compare; hetlora finds its own weights, and would undo what a rule does by weights.
 APART = {
     ("ffa", "coordinate_median"),
     ("ffa", "trimmed_mean"),
+    ("fed_sb", "coordinate_median"),
+    ("fed_sb", "trimmed_mean"),
     ("hetlora", "geometric_median"),
     *(("fedsa", name) for name in ROBUST_RULES),
 }
@@ -196,8 +198,10 @@ def test_any_method_goes_with_any_rule_that_leaves_it_what_it_needs(name, robust
         return
     with pytest.raises(ConfigError) as caught:
         config_of(*overrides)
+    shared = f"aggregation.robust: {robust} makes new factors, and {name} needs the shared one as it is; use another"
     reason = {
-        "ffa": f"aggregation.robust: {robust} makes new factors, and ffa needs the shared one as it is; use another",
+        "ffa": shared,
+        "fed_sb": shared,
         "fedsa": f"aggregation.robust: fedsa is sent no products, which {robust} compares; leave the rule out",
         "hetlora": f"aggregation.robust: {robust} acts by weights, and hetlora finds its own; use another rule",
     }
@@ -207,7 +211,7 @@ def test_any_method_goes_with_any_rule_that_leaves_it_what_it_needs(name, robust
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_a_personal_adapter_needs_a_whole_global_one_on_an_unchanged_base(name):
     overrides = [*method(name), *needs(name), VALIDATED, PERSONAL]
-    if name not in {"ffa", "fedsa", "flora_stack", "fedex"}:
+    if name not in {"ffa", "fedsa", "fed_sb", "flora_stack", "fedex"}:
         assert config_of(*overrides).training.keeps_personal
         return
     with pytest.raises(ConfigError) as caught:
@@ -280,7 +284,7 @@ def test_ranks_may_move_together_where_they_must_be_equal():
     assert config.ranks.schedulers == ["sa_annealing"]
 
 
-@pytest.mark.parametrize("name", ["ffa", "fedsa", "flora_stack", "fedex"])
+@pytest.mark.parametrize("name", ["ffa", "fedsa", "fed_sb", "flora_stack", "fedex"])
 def test_ranks_stay_where_clients_hold_factors_of_their_own(name):
     with pytest.raises(ConfigError, match=rf"ranks\.schedulers: with {name} clients hold factors of their own"):
         config_of(*method(name), *needs(name), VALIDATED, "ranks.schedulers=[fixed, sa_annealing]")

@@ -10,10 +10,10 @@ import msgspec
 from configs.workbench import Workbench
 from infra.inbox import Inbox
 from infra.object_store import ObjectStore, open_store
+from infra.round_reader import RoundReader
 from infra.run_store import commit_record, write_adapter
 from tasks.adapters.lora import LoraAdapter
 from tasks.adapters.peft_files import encode_adapter
-from tasks.codecs.table import codec
 from tasks.plan_round import plan_round
 from tasks.rank_schedulers import NextRanks, RankDecision
 from tasks.rounds import keys
@@ -88,13 +88,15 @@ class Staged:
         return decode(UpdateManifest, self.store.get(key), key)
 
     def update(self, client: str) -> LoraAdapter:
-        message = codec(self.plan.uplink_codec).decode(self.store.get(self.key(client, keys.UPDATE)), None)
-        return self.bench.exchange.update(message, self.share(client), f"client {client}")
+        exchange = self.bench.exchange(self.plan)
+        message = exchange.read_update(
+            self.store.get(self.key(client, keys.UPDATE)), exchange.reference(self.share(client))
+        )
+        return exchange.update(message, self.share(client), f"client {client}")
 
     def share(self, client: str) -> LoraAdapter:
         (invitation,) = (i for i in self.plan.invitations if i.client_id == client)
-        message = codec(self.plan.downlink_codec).decode(self.store.get(self.plan.share_of(invitation).key), None)
-        return self.bench.exchange.start(self.plan, invitation, message)
+        return RoundReader(self.store, self.plan, self.bench.exchange(self.plan)).start(invitation)
 
     def claim(self, client: str, **changes: object) -> None:
         """Replace a client's manifest by one that says something else."""
@@ -126,7 +128,7 @@ class Staged:
 
     def look(self) -> Inbox:
         """What a fresh inbox finds."""
-        inbox = Inbox(self.store, self.plan, self.bench.exchange)
+        inbox = Inbox(self.store, self.plan, self.bench.exchange(self.plan))
         inbox.look()
         return inbox
 

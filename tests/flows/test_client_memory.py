@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from infra.metered_store import Meter
 from tasks.adapters.lora import prefix
+from tasks.adapters.peft_files import decode_adapter
 from tasks.adapters.products import adapter_distance
 from tasks.errors import ClientMemoryError
+from tasks.rounds import keys
 from tasks.rounds.capabilities import Limit
 from tasks.train_client import report_failure
 from tasks.training.loop import train
@@ -71,7 +74,7 @@ def test_a_client_that_nothing_helps_says_so_and_is_offered_half(tmp_path, short
         ClientMemoryError, match=r"client c02, round 1: memory does not hold.*rank 8, batch 32"
     ) as caught:
         staged.train("c02")
-    report_failure(staged.store, staged.keys, client_id="c02", attempt=1, error=caught.value)
+    report_failure(staged.store, staged.keys, client_id="c02", attempt=1, error=caught.value, meter=Meter())
     after = closed(staged, monkeypatch)
     assert after.initial.limits == {"c02": Limit(memory_rank=4, batch_size=16)}
     assert after.initial.ranks["c02"] == 4
@@ -122,11 +125,8 @@ def test_the_work_of_a_lowered_client_counts_as_what_it_trained(tmp_path, shorta
 
 
 def resize_to(staged: Staged, client: str):
-    return staged.bench.exchange.update(read_sent(staged, client), read_sent(staged, client), client)
+    return staged.bench.exchange(staged.plan).update(read_sent(staged, client), read_sent(staged, client), client)
 
 
 def read_sent(staged: Staged, client: str):
-    from tasks.codecs.table import codec
-    from tasks.rounds import keys
-
-    return codec(staged.plan.uplink_codec).decode(staged.store.get(staged.key(client, keys.UPDATE)), None)
+    return decode_adapter(staged.store.get(staged.key(client, keys.UPDATE)))

@@ -2,15 +2,16 @@
 
 import json
 
+import msgspec
 import pytest
 
 from infra.progress import watching
 from infra.run_store import commit_record
-from tasks.collect_updates import POLL_S, Patience, collect_updates
 from tasks.errors import StoreUnavailableError
 from tasks.rounds import keys
 from tasks.rounds.keys import RoundKeys
-from tasks.rounds.records import ClientFailure, Collection, encode
+from tasks.rounds.records import Collection, encode
+from tests.flows.scripted import Scripted, Untouchable, accepted, collect, fail, uploads
 from tests.flows.staged import CLIENTS, deliver, stage_round
 
 
@@ -29,61 +30,6 @@ def trained(empty, tmp_path_factory):
 @pytest.fixture
 def staged(empty, tmp_path):
     return empty.copy(tmp_path / "store")
-
-
-class Scripted:
-    """Clients whose uploads arrive at set times of a clock that only waiting moves."""
-
-    def __init__(self, arrivals, *, ends_at=float("inf")):
-        self.now, self.arrivals, self.ends_at, self.stops = 0.0, dict(arrivals), ends_at, 0
-        self._arrive()
-
-    def clock(self):
-        return self.now
-
-    def wait(self, timeout_s):
-        assert 0 < timeout_s <= POLL_S
-        self.now += timeout_s
-        self._arrive()
-
-    def is_running(self):
-        return self.now < self.ends_at
-
-    def stop(self):
-        self.stops += 1
-
-    def _arrive(self):
-        for time in sorted(t for t in self.arrivals if t <= self.now):
-            self.arrivals.pop(time)()
-
-
-class Untouchable:
-    """Client runs, and a clock, that nobody may ask."""
-
-    def __init__(self):
-        self.clock = self.wait = self.is_running = self.stop = self._refuse
-
-    def _refuse(self, *_args):
-        pytest.fail("a fixed collection was waited for")
-
-
-def uploads(trained, staged, times):
-    """Time [s] -> the arrival of a client's upload."""
-    return {time: lambda client=client: deliver(trained, staged, client) for client, time in times.items()}
-
-
-def collect(staged, dispatched, *, deadline_s=60.0, grace_s=60.0):
-    patience = Patience(deadline_s, grace_s, clock=dispatched.clock)
-    return collect_updates.fn(staged.plan, staged.url, dispatched, patience, bench=staged.bench)
-
-
-def fail(staged, client, attempt=1):
-    failure = ClientFailure(client_id=client, attempt=attempt, reason="DataError", detail="its disk is gone")
-    staged.store.put(staged.key(client, keys.FAILURE, attempt), encode(failure))
-
-
-def accepted(collection):
-    return [a.client_id for a in collection.accepted]
 
 
 # --- when a round stops waiting -------------------------------------------------------------------------------
@@ -218,13 +164,19 @@ def test_uplink_is_booked_as_it_lies_in_the_store(messy):
     assert len(booked) == len(lying) == 13, "every object once"
 
 
-def test_downlink_is_one_plan_and_one_share_for_each_attempt(messy):
+@pytest.mark.parametrize("drawn", [False, True])
+def test_downlink_is_one_plan_and_one_share_for_each_attempt(messy, drawn):
+    """A share that clients draw themselves is no download."""
+    shares = {name: msgspec.structs.replace(share, drawn=drawn) for name, share in messy.plan.shares.items()}
+    messy = messy.planned(shares=shares)
+    for invitation in messy.plan.invitations:
+        messy.store.put(messy.keys.part(invitation.client_id), encode(messy.plan.part_of(invitation)))
     sizes = {found.key: found.size for found in messy.store.list(f"{messy.keys.root}/")}
     attempts = [("c00", 1), ("c01", 1), ("c01", 2), ("c02", 1), ("c03", 1), ("c04", 1), ("c04", 2)]
     expected = []
     for client, attempt in attempts:
-        share = sizes[messy.keys.share(messy.initial.ranks[client])]
-        expected += [(client, attempt, "plan", sizes[messy.keys.plan]), (client, attempt, "share", share)]
+        share = 0 if drawn else sizes[messy.keys.share(messy.initial.ranks[client])]
+        expected += [(client, attempt, "plan", sizes[messy.keys.part(client)]), (client, attempt, "share", share)]
     collection = collect(messy, Scripted({}, ends_at=0.0))
     booked = [line for line in collection.ledger if line.direction == "downlink"]
     assert [(line.client_id, line.attempt, line.what, line.num_bytes) for line in booked] == expected
@@ -264,7 +216,9 @@ def test_a_late_update_is_booked_once_where_it_was_noticed(overdue):
     keys = RoundKeys("small-1", 1)
     lying = {found.size for found in overdue.store.list(f"{keys.uplinks}c04/")}
     assert {line.num_bytes for line in ledger if line.direction == "uplink"} == lying
-    assert sorted(line.what for line in ledger) == ["manifest", "plan", "share", "update"]
+    assert sorted(line.what for line in ledger) == ["manifest", "plan", "update"], (
+        "0 bytes of a drawn share are no news"
+    )
     assert collect(overdue.next(), Scripted({}, ends_at=0.0)).ledger == ()
 
 

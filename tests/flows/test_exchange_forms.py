@@ -216,7 +216,7 @@ def test_a_thin_update_that_does_not_fit_is_quarantined_and_the_run_goes_on(
     thin_rounds, tmp_path, overrides, spoil, reason
 ):
     staged = thin_rounds[overrides].copy(tmp_path / "store")
-    staged.send("c00", spoil(staged.update("c00"), staged.bench.exchange.uplink))
+    staged.send("c00", spoil(staged.update("c00"), staged.bench.exchange(staged.plan).uplink))
     collection = staged.look().close()
     assert [(r.client_id, r.reason) for r in collection.refused] == [("c00", reason)]
     kept = json.loads(staged.store.get(staged.keys.quarantine("c00", 1)))

@@ -79,13 +79,15 @@ def test_same_seed_ends_with_the_same_adapter_and_another_seed_with_another():
 
 
 def test_ledger_books_what_lies_in_the_store():
-    summary = federated_training(small_config("rounds=1"))
-    store, keys = open_store(summary.store_url), RoundKeys(summary.run_id, 1)
-    assert summary.uplink_bytes == sum(found.size for found in store.list(keys.uplinks))
-    shares = {found.key: found.size for found in store.list(f"{keys.root}/downlink/")}
+    summary = federated_training(small_config())
+    store = open_store(summary.store_url)
+    first, second = (RoundKeys(summary.run_id, index) for index in (1, 2))
+    assert summary.uplink_bytes == sum(found.size for keys in (first, second) for found in store.list(keys.uplinks))
+    shares = {found.key: found.size for found in store.list(f"{second.root}/downlink/")}
     ranks = records_of(summary)[0].ranks
-    plan = store.size(keys.plan)
-    assert summary.downlink_bytes == sum(shares[keys.share(rank)] + plan for rank in ranks.values())
+    plans = (store.size(first.plan) or 0) + (store.size(second.plan) or 0)
+    drawn, downloaded = 0, sum(shares[second.share(rank)] for rank in ranks.values())
+    assert summary.downlink_bytes == drawn + downloaded + plans * len(ranks)
 
 
 def test_a_client_that_fails_is_recorded_and_the_round_goes_on(monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.adapters.core import frozen_b
 from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.adapters.peft_files import read_adapter, write_adapter
 from tasks.adapters.products import dense_product
@@ -26,6 +27,12 @@ BASE = {
 MIXED = (([[1, 2]], [[3], [4]]), ([[5, 6], [7, 8]], [[1, 0], [0, 2]]))
 LEVEL = (([[1, 2]], [[3], [4]]), ([[5, 6]], [[1], [0]]))
 SHARED = (([[1, 2]], [[3], [4]]), ([[1, 2], [3, 4]], [[1, 0], [0, 2]]))
+# Cores 8 and (4 1, 2 3) between one a and the frozen matrix that belongs to it.
+B0 = frozen_b(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 2)
+CORES = (
+    ([[1, 2]], (8 * B0[:, :1]).tolist()),
+    ([[1, 2], [3, 4]], (B0 @ torch.tensor([[4.0, 1], [2, 3]]).double()).tolist()),
+)
 MEAN = [[4.5, 6], [11.5, 14]]
 P1, P2 = 0.330487, 0.669513  # HetLoRA's shares: norms 11.180340 and 22.649503 of the two products
 WORKED = {  # method -> clients, rank of the result, its product
@@ -40,6 +47,8 @@ WORKED = {  # method -> clients, rank of the result, its product
     ),
     "ffa": (SHARED, 2, [[1.5, 3], [5.5, 8]]),  # 1/4 (3, 4) x (1, 2) + 3/4 (1 2, 6 8)
     "fedsa": (MIXED, 2, [[0, 0], [0, 0]]),
+    # 1/4 8 + 3/4 4 = 5 where both are, and (5 1, 2 3) (1 2, 3 4)
+    "fed_sb": (CORES, 2, (B0 @ torch.tensor([[8.0, 14], [11, 16]]).double()).tolist()),
     "flexlora": (MIXED, 2, MEAN),
     "raflora": (MIXED, 2, [[4.5, 6], [15, 18]]),
     "raflora_canonical": (
@@ -173,11 +182,15 @@ def test_one_adapter_comes_back(rankweave, tmp_path, method):
 
 @pytest.fixture
 def crowd(tmp_path):
-    """Five clients on a small circle around (3, 4) x (1, 2), and one that is a thousand times as large."""
+    """Five clients on a small circle around (3, 4) x (1, 2), and one that is a thousand times as large.
+
+    Their b are square, so that each is a core's as well.
+    """
     angles = [2 * math.pi * k / 5 for k in range(5)]
-    around = [[[3 + 0.1 * math.cos(angle)], [4 + 0.1 * math.sin(angle)]] for angle in angles]
-    near = [folder(tmp_path / f"near-{k}", [[1, 2]], b) for k, b in enumerate(around)]
-    return [*near, folder(tmp_path / "scaled", [[1, 2]], [[3000], [-4000]])]
+    around = [[[3 + 0.1 * math.cos(angle), 0], [4 + 0.1 * math.sin(angle), 0]] for angle in angles]
+    a = [[1, 2], [2, -1]]
+    near = [folder(tmp_path / f"near-{k}", a, b) for k, b in enumerate(around)]
+    return [*near, folder(tmp_path / "scaled", a, [[3000, 0], [-4000, 0]])]
 
 
 @pytest.mark.parametrize("method", HEED_WEIGHTS)
@@ -200,7 +213,7 @@ def test_notes_of_a_robust_rule_are_printed_under_the_result(rankweave, tmp_path
     code, text, _ = rankweave("aggregate", *words)
     first, *notes = text.splitlines()
     assert code == 0
-    assert first == f"flexlora of 6 adapters: 1 modules, rank 1, written to {tmp_path / 'out'}"
+    assert first == f"flexlora of 6 adapters: 1 modules, rank 2, written to {tmp_path / 'out'}"
     assert [note.split(":")[0] for note in notes] == [f"  {crowd[-1]}"]
 
 

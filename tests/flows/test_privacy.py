@@ -35,6 +35,7 @@ REFUSED = [
     ("cohort.overshoot=1", "cohort.overshoot: who takes part is drawn once and for all"),
     ("cohort.quorum=2", "cohort.quorum: a round must not tell by failing that few were drawn"),
     ("ranks.schedulers=[capability]", "ranks.schedulers: ranks must not tell who took part"),
+    ("cohort.byte_budget_mb=5", "cohort.byte_budget_mb: a run must not tell by its end how many were drawn"),
     ("evaluation.diagnostics=true", "evaluation.diagnostics: they show figures of single updates"),
 ]
 

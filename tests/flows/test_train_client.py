@@ -1,10 +1,10 @@
 """One client's work: done once per attempt, and only where it was invited."""
 
+import msgspec
 import pytest
 
 from tasks.errors import (
     BaseModelMismatchError,
-    ConfigError,
     DeadlineExceededError,
     IntegrityError,
     ObjectConflictError,
@@ -94,19 +94,21 @@ def test_another_base_model_is_refused_before_training(staged, trainings):
 
 @pytest.mark.parametrize("client", ["c99", "c04"])
 def test_a_client_that_is_not_invited_is_refused_before_training(staged, trainings, client):
-    staged.store.put(staged.keys.plan, encode(staged.planned(invitations=staged.plan.invitations[:4]).plan))
-    with pytest.raises(ConfigError, match=f"client '{client}': is not invited to round 1"):
+    staged.store.delete(staged.keys.part("c04"))
+    with pytest.raises(RunNotFoundError, match=f"client {client}, run small-1, round 1: has no invitation"):
         run_client(staged, client=client)
     assert (trainings, uplink(staged)) == ([], {})
 
 
 @pytest.mark.parametrize("where", [{"round_index": 2}, {"run_id": "small-2"}])
 def test_a_round_without_a_plan_is_named(staged, where):
-    with pytest.raises(RunNotFoundError, match="has no plan"):
+    with pytest.raises(RunNotFoundError, match="has no invitation"):
         run_client(staged, **where)
 
 
 def test_an_altered_share_is_not_trained_on(staged, trainings):
+    staged = staged.planned(shares={n: msgspec.structs.replace(s, drawn=False) for n, s in staged.plan.shares.items()})
+    staged.store.put(staged.keys.part("c00"), encode(staged.plan.part_of(staged.plan.invitations[0])))
     key = staged.keys.share(2)
     staged.store.put(key, staged.store.get(key)[:-1] + b"\x01")
     with pytest.raises(IntegrityError, match="bytes were altered"):

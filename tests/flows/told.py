@@ -13,8 +13,8 @@ from peft import PeftModel
 from configs.workbench import Workbench
 from infra.run_store import commit_record, read_adapter
 from tasks.adapters.lora import LoraAdapter
+from tasks.adapters.peft_files import decode_adapter
 from tasks.aggregate_updates import aggregate_updates
-from tasks.codecs.table import codec
 from tasks.local_work import LocalWork
 from tasks.plan_round import plan_round
 from tasks.rounds.keys import GLOBAL
@@ -121,8 +121,7 @@ def before(staged: Staged) -> LoraAdapter:
 
 def merges_before(staged: Staged) -> dict[int, LoraAdapter]:
     """What every client's base has to hold in a round, by the round that made it."""
-    decode = codec(staged.plan.downlink_codec).decode
-    return {m.round_index: decode(staged.store.get(m.key), None) for m in staged.plan.merges.get(GLOBAL, ())}
+    return {m.round_index: decode_adapter(staged.store.get(m.key)) for m in staged.plan.merges.get(GLOBAL, ())}
 
 
 def mean_product(staged: Staged, path: str) -> np.ndarray:

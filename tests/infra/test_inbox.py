@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from infra.booking import MAX_RECORD_BYTES
 from infra.directory_store import DirectoryStore
-from infra.inbox import MAX_RECORD_BYTES, MAX_WORDS, Inbox
+from infra.inbox import MAX_WORDS, Inbox
 from tasks.adapters.lora import LoraAdapter, LoraPair
 from tasks.adapters.products import dense_product
 from tasks.errors import StoreUnavailableError

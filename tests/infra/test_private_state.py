@@ -75,6 +75,16 @@ def test_repeated_attempts_of_a_round_start_from_the_same_adapter(state):
     assert mark(state.latest("personal", 4)) == (3, 33)
 
 
+def test_what_another_attempt_has_just_removed_is_passed_over(state, monkeypatch):
+    """Two attempts of one client may run at once, in two processes."""
+    for round_index in (1, 2):
+        state.save("held", round_index, marked(round_index))
+    digest, listed = sha256(encode_adapter(marked(1))), PrivateState._rounds(state, "held")
+    monkeypatch.setattr(PrivateState, "_rounds", lambda *_: [0, *listed, 3])
+    assert encode_adapter(state.find("held", digest)) == encode_adapter(marked(1))
+    assert state.find("held", "0" * 64) is None
+
+
 def test_straggler_takes_nothing_from_later_rounds(state):
     for index in (4, 5, 6, 3):
         state.save("personal", index, marked(index))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.rank_schedulers import Annealing, RankCosts, annealed_rank, rank_scheduler
-from tasks.rank_schedulers.sa_annealing import CURVES
+from tasks.rank_schedulers.sa_annealing import CURVES, whole_rounds
 from tests.rank_schedulers.cases import ranks_under, signals_of
 
 TABLE = {
@@ -141,3 +141,22 @@ def test_initiating_rank_holds_in_the_initiating_rounds_as_far_as_an_update_is_s
     assert capped[0].reason == "initiating stage: an update of rank 64 takes 0.256 MB, above 0.255 MB"
     assert [bound.rank for bound in ranks(initiating_rank=8)][:3] == [16, 16, 16], "never below the heating rank"
     assert [bound.rank for bound in ranks(initiating_rank=1000)][:2] == [64, 64], "never above the run's largest"
+
+
+def test_whole_model_trains_in_the_initiating_rounds_as_far_as_an_update_is_small_enough():
+    row = rank_scheduler("sa_annealing")
+    costs = RankCosts(values=lambda rank: 1000 * rank, base_values=250_000, uplink_bytes=2.0)
+    signals = replace(signals_of({"c0": 64}), num_rounds=4, max_rank=64, costs=costs)
+    options = {"initiating": "full", "initiating_rounds": 2, "heating_rank": 16, "initiating_rank": 64}
+    first, capped = (row.bounds(signals, options | {"initiating_megabytes": most})["c0"] for most in (1.0, 0.99))
+    assert (first.rank, first.reason) == (16, "initiating stage on the whole model, 1 MB an update; then rank 16")
+    assert capped.rank == 16
+    assert capped.reason == "initiating stage: the whole model takes 1 MB, above 0.99 MB; LoRA instead"
+    later = row.bounds(replace(signals, rounds_done=2), options)["c0"]
+    assert later.reason.startswith("cubic curve from 16")
+
+
+@pytest.mark.parametrize(("initiating", "most", "rounds"), [("full", 1.0, 3), ("full", 0.99, 0), ("lora", 1.0, 0)])
+def test_rounds_on_the_whole_model_are_the_initiating_ones_or_none(initiating, most, rounds):
+    options = {"initiating": initiating, "initiating_rounds": 3, "initiating_megabytes": most, "curve": "cubic"}
+    assert whole_rounds(250_000, **options) == rounds

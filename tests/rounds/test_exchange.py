@@ -58,7 +58,6 @@ def test_by_default_everything_crosses_as_it_is():
     plain, message = Exchange(), whole(1)
     assert plain.start(PLAN, INVITATION, message) is message
     assert plain.update(message, whole(2), "client c01") is message
-    assert plain.whole_update(message, 3, "c01", RANKS) is message
 
 
 @pytest.mark.parametrize(("downlink", "uplink"), FORMS)
@@ -76,14 +75,6 @@ def test_an_update_is_whole_again_with_its_starts_factors(downlink, uplink):
     assert_same_bits(update, mixed(trained, uplink), trained.dense)
 
 
-@pytest.mark.parametrize(("downlink", "uplink"), FORMS)
-def test_an_update_is_the_same_with_and_without_its_share_at_hand(downlink, uplink):
-    form, message = exchange(downlink, uplink), thin(whole(2), uplink)
-    start = form.start(PLAN, INVITATION, thin(whole(1), downlink))
-    at_admission = form.update(message, start, "client c01, round 3")
-    assert_same_bits(form.whole_update(message, 3, "c01", RANKS), at_admission.pairs, at_admission.dense)
-
-
 @pytest.mark.parametrize(("downlink", "uplink"), FORMS[1:])
 def test_what_a_client_knows_is_asked_for_its_round_its_name_and_its_ranks(downlink, uplink):
     asked = []
@@ -94,8 +85,7 @@ def test_what_a_client_knows_is_asked_for_its_round_its_name_and_its_ranks(downl
 
     form = Exchange(downlink, uplink, known)
     form.start(PLAN, INVITATION, thin(whole(1), downlink))
-    form.whole_update(thin(whole(2), uplink), 3, "c01", RANKS)
-    assert asked == [(3, "c01", RANKS)] * (1 if uplink == "both" else 2)
+    assert asked == [(3, "c01", RANKS)]
 
 
 def test_an_update_that_lacks_its_factor_is_refused_in_the_clients_name():
@@ -103,7 +93,6 @@ def test_an_update_that_lacks_its_factor_is_refused_in_the_clients_name():
     message = thin(whole(2), "a")
     for refuse, subject in [
         (lambda: form.update(message, whole(1), "client c01, round 3"), "client c01, round 3, module layers.0"),
-        (lambda: form.whole_update(message, 3, "c01", RANKS), "client c01, round 3, module layers.0"),
         (lambda: form.start(PLAN, INVITATION, message), "client c01, share, module layers.0"),
     ]:
         with pytest.raises(UpdateRefusedError, match=subject) as caught:

@@ -164,9 +164,17 @@ def test_a_module_that_one_update_leaves_out_gets_the_others_alone(bases):
         assert torch.equal(weight_of(alone, name), weight_of(both if name == path else one, name))
 
 
-@pytest.mark.parametrize("updates", [[], [LoraAdapter({}, {"layers.0.base_layer.bias": torch.ones(24)})]])
+@pytest.mark.parametrize("updates", [[], [LoraAdapter({})]])
 def test_nothing_to_add_gives_the_base_itself(bases, updates):
     assert merged(bases["mlp"], updates) is bases["mlp"]
+
+
+def test_dense_tensors_beside_pairs_do_not_count(bases):
+    alone, beside = (
+        merged(bases["mlp"], [LoraAdapter({"layers.0": LINEAR}, dense)]).network.state_dict()
+        for dense in ({}, {"layers.0.base_layer.bias": torch.ones(24)})
+    )
+    assert all(torch.equal(tensor, beside[name]) for name, tensor in alone.items())
 
 
 @pytest.mark.parametrize("path", ["layers.9", "layers", "typo.weight", ""])

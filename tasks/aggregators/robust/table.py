@@ -87,7 +87,7 @@ def misfit(rule: RobustRule, row: Aggregator) -> str:
     """
     if row.sends == "a":
         return f"{row.name} is sent no products, which {rule.name} compares; leave the rule out"
-    if row.sends == "b" and not rule.keeps_factors:
+    if row.sends in {"b", "core"} and not rule.keeps_factors:
         return f"{rule.name} makes new factors, and {row.name} needs the shared one as it is; use another rule"
     if rule.acts_by_weights and not row.weighs_by_examples:
         return f"{rule.name} acts by weights, and {row.name} finds its own; use another rule, or zero_pad"
