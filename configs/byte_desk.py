@@ -1,5 +1,6 @@
 """From a config to the budget of bytes: whether another round may start."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from configs.workbench import Workbench
@@ -36,13 +37,17 @@ class ByteDesk:
 def expected_bytes(record: RoundRecord) -> float:
     """Return what the round after a record is expected to move [bytes].
 
-    As much as the round of the record. Where that one failed, perhaps for want of answers, at least as much as the
-    rounds so far did on average. Before the first round nothing is known, and nothing is expected.
+    As much as the round of the record, and shares as large as its updates where clients drew theirs: the next ones they
+    download. Where that round failed, perhaps for want of answers, at least as much as the rounds so far on average.
+    Before the first round nothing is known, and nothing is expected.
 
     Args:
         record: A run's last record.
     """
-    last = sum(line.num_bytes for line in record.collection.ledger)
+    moved = Counter[str]()
+    for line in record.collection.ledger:
+        moved[line.what] += line.num_bytes
+    last = moved.total() + (0 if moved["share"] else moved["update"])
     if record.outcome in TRAINED or not record.round_index:
         return last
     return max(last, moved_bytes(record.totals) / record.round_index)

@@ -48,8 +48,8 @@ def lazy_clients_fit(config: ExperimentConfig) -> str:
         )
     if row.averages != "slots" or row.downlink != "slice":
         return (
-            f"exchange.lazy: an old update holds only where slots are averaged and the base stays, not with {row.name}; "
-            "use never, or an aggregator such as rbla"
+            "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with "
+            f"{row.name}; use never, or an aggregator such as rbla"
         )
     if taking_turns:
         return (

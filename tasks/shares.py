@@ -150,7 +150,7 @@ def fetch_share(
         private: What this machine keeps.
 
     Raises:
-        IntegrityError: The whole share was altered.
+        IntegrityError: The share, or the step to it, was altered.
     """
     share, exchange, downloaded = plan.share_of(invitation), bench.exchange(plan), 0
     message = drawn_share(bench, exchange, share.ranks) if share.drawn else None

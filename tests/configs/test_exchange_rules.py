@@ -45,19 +45,19 @@ REFUSED = {
     ),
     "lazy products": (
         ("exchange.lazy=aquila", "aggregation.name=flexlora"),
-        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with flexlora; use never",
+        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with flexlora",
     ),
     "lazy cores": (
         ("exchange.lazy=aquila", "aggregation.name=fed_sb"),
-        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with fed_sb; use never",
+        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with fed_sb",
     ),
     "lazy stacks": (
         ("exchange.lazy=aquila", "aggregation.name=flora_stack"),
-        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with flora_stack; use never",
+        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with flora_stack",
     ),
     "lazy merges": (
         ("exchange.lazy=aquila", "aggregation.name=fedex", "ranks.client_fractions=[1.0]"),
-        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with fedex; use never",
+        "exchange.lazy: an old update holds only where slots are averaged and the base stays, not with fedex",
     ),
     "lazy turns": (
         ("exchange.lazy=laq", "training.local_methods=[alternating]"),

@@ -120,7 +120,7 @@ def test_measured_machines_are_remembered_and_bound_ranks(tmp_path, monkeypatch)
     overrides = (
         "ranks.schedulers=[capability]",
         "cohort.quorum=1",
-        "dispatch.simulated_machines=[{uplink_bytes_per_s: 500.0}, {uplink_bytes_per_s: 1.0e9}]",
+        "dispatch.simulated_machines=[{uplink_bytes_per_s: 450.0}, {uplink_bytes_per_s: 1.0e9}]",
         "cohort.deadline_s=10",
     )
     staged = stage_round(tmp_path / "store", *overrides)
@@ -134,8 +134,8 @@ def test_measured_machines_are_remembered_and_bound_ranks(tmp_path, monkeypatch)
     assert set(known) == {"c01", "c02"}
     assert all(c.flops_per_s > 0 and c.memory_bytes > 0 for c in known.values())
     assert all(c.downlink_bytes_per_s == 0 for c in known.values()), "they drew their shares, which says nothing"
-    assert known["c02"].uplink_bytes_per_s == 500.0
-    assert after.initial.ranks == {"c00": 1, "c01": 4, "c02": 2, "c03": 1, "c04": 1}
+    assert known["c02"].uplink_bytes_per_s == 450.0
+    assert after.initial.ranks == {"c00": 1, "c01": 4, "c02": 3, "c03": 1, "c04": 1}
     reasons = {change.client_id: change.reason for change in after.initial.rank_changes}
     assert set(reasons) == {"c01", "c02"}
     assert reasons["c02"].startswith("capability: ")

@@ -172,7 +172,7 @@ def test_a_client_that_begins_after_its_round_was_closed_refuses_to_train(pooled
     with pytest.raises(DeadlineExceededError, match="the round was closed before this run began"):
         client_update(pooled[0].run_id, 1, VICTIM, attempt=2)
     store = open_store(pooled[0].store_url)
-    assert not [found for found in store.list(f"runs/{pooled[0].run_id}/") if VICTIM in found.key]
+    assert not [found for found in store.list(f"runs/{pooled[0].run_id}/") if f"/{VICTIM}/" in found.key]
 
 
 def test_a_client_that_fails_on_a_pool_tells_the_server_why(home, monkeypatch):
