@@ -70,9 +70,9 @@ def quality_by_bytes(curves: Mapping[str, Curve], metric: str) -> bytes:
                 color=line.get_color(),
                 fontsize=9,
             )
+    _scale_bytes(axes, [curve.moved_bytes[-1] for curve in curves.values() if curve.moved_bytes])
     axes.set_xlabel("bytes moved, uplink and downlink [MB]")
     axes.set_ylabel(_quality(metric))
-    axes.set_xlim(left=0)
     axes.margins(x=0.08)
     _tidy(axes)
     if len(curves) <= MOST_LABELLED:
@@ -217,6 +217,14 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _scale_bytes(axes: Axes, totals: Sequence[int]) -> None:
+    """Start at no bytes, or go by factors where runs differ by more than ten times: all but one would be one line."""
+    if totals and min(totals) > 0 and max(totals) > 10 * min(totals):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
 
 
 def _markers(count: int) -> list[str]:

@@ -181,3 +181,10 @@ def test_ladders_of_a_run_can_be_drawn(drawn):
     run = rounds_with(*({"accuracy": 0.1 * i, "accuracy_at_rank_004": 0.05 * i} for i in range(1, 8)))
     prefix_ladder(ladders_of(run, "accuracy", 8), "accuracy")
     assert [line.get_label() for line in drawn[0].axes[0].get_lines()] == ["round 0", "round 3", "round 6"]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(9_000_000, "linear"), (11_000_000, "log")])
+def test_bytes_go_by_factors_where_runs_differ_by_more_than_ten_times(drawn, last, scale):
+    curves = {"small": Curve((500_000, 1_000_000), (0.1, 0.5)), "large": Curve((1_000_000, last), (0.2, 0.6))}
+    quality_by_bytes(curves, "accuracy")
+    assert drawn[0].axes[0].get_xscale() == scale
