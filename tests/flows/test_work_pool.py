@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = Path("infra/prefect.yaml")
 DEPLOYMENT, POOL, VICTIM = "client-update/local", "clients", "c01"
 PATIENCE_S = 120.0
+STOP_S = 30.0
 CONFIG = [
     "rounds=1",
     "data.partition.num_clients=3",
@@ -78,7 +79,11 @@ def worker(home):
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(PATIENCE_S)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:  # Prefect's worker now and then waits on for a run that was killed under it
+            process.kill()
+            process.wait(PATIENCE_S)
 
 
 def runs_tagged(client, *tags):
