@@ -15,6 +15,7 @@ from infra.object_store import ObjectStore, commit, open_store
 from infra.private_state import PrivateState
 from infra.run_store import find_record
 from infra.settings import read_settings
+from tasks.adapters.lora import LoraAdapter
 from tasks.codecs.codec import Trip
 from tasks.cohorts.probe import Measured, capability_of
 from tasks.errors import BaseModelMismatchError, ConfigError, RunNotFoundError
@@ -89,12 +90,8 @@ def train_client(  # noqa: PLR0913  # what names one client run, and the two thi
     errand = f"round {round_index}, attempt {attempt}"
     base, fetched = _base(store, plan.merges_of(invitation), bench, private, errand)
     work = LocalWork(bench, base, private, round_index, client_id, should_stop, plan.rounds_done)
-    trained = work.train_within_memory(start_at, Effort(invitation.rank, invitation.batch_size))
-    trainings, metrics = [trained], dict(trained.metrics)
-    if bench.config.training.keeps_personal:
-        personal = work.train_personal(start_at(trained.effort.rank), trained.effort)
-        trainings.append(personal)
-        metrics |= {f"personal_{name}": value for name, value in personal.metrics.items()}
+    trained, *others = trainings = _trainings(work, start_at, invitation)
+    metrics = trained.metrics | {f"personal_{name}": v for one in others for name, v in one.metrics.items()}
     outgoing = Uplink(bench, plan, invitation, private).prepare(
         trained.adapter, start_at(trained.rank), is_lowered=trained.rank < invitation.rank
     )
@@ -152,6 +149,14 @@ def report_failure(
         uploaded=meter.uploaded,
     )
     store.put(round_keys.uplink(client_id, attempt, keys.FAILURE), encode(failure))
+
+
+def _trainings(work: LocalWork, start_at: Callable[[int], LoraAdapter], invitation: Invitation) -> tuple[Trained, ...]:
+    """Train what will be sent, and then what stays here, where the run has clients keep an adapter of their own."""
+    trained = work.train_within_memory(start_at, Effort(invitation.rank, invitation.batch_size))
+    if not work.bench.config.training.keeps_personal:
+        return (trained,)
+    return trained, work.train_personal(start_at(trained.effort.rank), trained.effort)
 
 
 def _plan(store: ObjectStore, round_keys: RoundKeys, client_id: str) -> RoundPlan:
